@@ -1,0 +1,1 @@
+"""The library: values, model, datastore, kernel. Nobody runs it, everybody stands on it."""

@@ -1,0 +1,1 @@
+"""Kernel objects as values: routes, neighbours, sysctls, nftables rulesets.  No talking."""

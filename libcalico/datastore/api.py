@@ -1,0 +1,147 @@
+"""What a datastore can do: the protocol that ``etcd`` and ``memory`` both fulfil, and the values that cross it.
+
+Keys are text (``/calico/...``), values are bytes.  Revisions are etcd's: one counter for the whole store.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+
+class KeyValue(msgspec.Struct, frozen=True, gc=False):
+    """A key as it stands in the store."""
+
+    key: str
+    value: bytes
+    mod_revision: int
+    create_revision: int = 0
+    lease: int = 0
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One change: ``value`` None is a deletion."""
+
+    key: str
+    value: bytes | None
+    mod_revision: int
+
+
+class Page(msgspec.Struct, frozen=True):
+    """An answer to a list: all keys of the range at one revision."""
+
+    items: list[KeyValue]
+    revision: int
+
+
+class WatchBatch(msgspec.Struct, frozen=True):
+    """Events up to and including ``revision``, complete: a revision is never split over two batches.
+
+    A batch without events only says that the watch is alive and has reached ``revision``.
+    """
+
+    events: list[Event]
+    revision: int
+
+
+class CompareTarget(enum.Enum):
+    """What a compare looks at."""
+
+    MOD_REVISION = "mod"
+    CREATE_REVISION = "create"  # 0: the key does not exist
+    VALUE = "value"
+    LEASE = "lease"
+
+
+class Compare(msgspec.Struct, frozen=True):
+    """``target(key) == operand``."""
+
+    key: str
+    target: CompareTarget
+    operand: int | bytes
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Store a value; ``lease`` 0: none."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Remove one key."""
+
+    key: str
+
+
+class Get(msgspec.Struct, frozen=True):
+    """Read one key inside a transaction."""
+
+    key: str
+
+
+Op = Put | Delete | Get
+
+
+class TxnResult(msgspec.Struct, frozen=True):
+    """``gets`` holds the answers of the Get operations of the branch taken, in order."""
+
+    succeeded: bool
+    revision: int
+    gets: list[KeyValue | None]
+
+
+class Datastore(Protocol):
+    """An etcd v3 store, real or in memory.  Every call raises DatastoreError and its kin (errors.py)."""
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one key, linearizable."""
+        ...
+
+    async def list(self, prefix: str, *, revision: int = 0) -> Page:
+        """Read all keys that begin with ``prefix``, in key order, at one revision (0: now)."""
+        ...
+
+    async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        """If all compares hold do ``success``, else ``failure``; atomic."""
+        ...
+
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Store a value whatever was there; return the revision."""
+        ...
+
+    async def delete(self, key: str) -> bool:
+        """Remove a key; True if it was there."""
+        ...
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Remove all keys that begin with ``prefix``; return how many."""
+        ...
+
+    def watch(self, prefix: str, start_revision: int) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
+        """Watch all keys that begin with ``prefix`` from ``start_revision`` (inclusive).
+
+        Raises Compacted when that history is gone, Unavailable when the stream ends for any reason.
+        """
+        ...
+
+    async def lease_grant(self, ttl_s: int) -> int:
+        """Make a lease; return its id."""
+        ...
+
+    async def lease_keepalive(self, lease: int) -> int:
+        """Refresh a lease once; return the TTL in seconds that it now has, 0: it is gone."""
+        ...
+
+    async def lease_revoke(self, lease: int) -> None:
+        """End a lease and the keys on it; gone already: fine."""
+        ...
+
+    async def close(self) -> None:
+        """End all connections; the object cannot be used again."""
+        ...

@@ -1,0 +1,1 @@
+"""What lies in etcd, typed: keys, resources, validation; and the file formats between our daemons."""

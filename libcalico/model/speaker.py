@@ -1,0 +1,162 @@
+"""SpeakerConfig: the file by which confd tells birdpy what to peer with, announce, accept and program.
+
+confd renders it as JSON from typed data; birdpy decodes it with this very schema, refuses what does not fit and
+keeps the configuration it has.  The same peers stand in ``exabgp.conf``; :attr:`Peer.name` joins the two.
+
+Semantics: ``reference`` = Calico's BIRD templates (confd templates bird.cfg, bird_ipam.cfg, bird_aggr.cfg).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class FilterOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Done to a route before a filter rule accepts it (BGPFilter ``operations``)."""
+
+    add_community: str = ""
+    prepend_as_path: list[int] = []
+    set_priority: int = 0
+
+
+class FilterRule(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One rule of a BGPFilter; all given matches must hold, the first rule that matches decides."""
+
+    action: Literal["Accept", "Reject"]
+    cidr: str = ""
+    match_operator: Literal["", "Equal", "NotEqual", "In", "NotIn"] = ""
+    prefix_length_min: int | None = None
+    prefix_length_max: int | None = None
+    source: Literal["", "RemotePeers"] = ""
+    interface: str = ""
+    peer_type: Literal["", "eBGP", "iBGP"] = ""
+    communities: list[str] = []
+    as_path_prefix: list[int] = []
+    priority: int | None = None
+    operations: list[FilterOperation] = []
+
+
+class PeerFilters(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The BGPFilters of a peer, flattened in order."""
+
+    import_v4: list[FilterRule] = []
+    import_v6: list[FilterRule] = []
+    export_v4: list[FilterRule] = []
+    export_v6: list[FilterRule] = []
+
+
+class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One BGP session.
+
+    Attributes:
+        name: ``Mesh_172_31_1_12``, ``Global_…``, ``Node_…`` (Calico's session names); unique.
+        address: The peer's address; a session carries the family of its address.
+        local_address: Our end; empty: the kernel's choice.
+        passive: Wait for the peer to connect.
+        rr_client: We reflect to this iBGP peer (RFC 4456).
+        next_hop_mode: ``Auto`` | ``Self`` | ``Keep``, for routes we send to this peer.
+        multihop: TTL of packets we send; 0: directly connected only.
+        ttl_security: GTSM hops (RFC 5082), 0: off.
+        restart_time_s: Graceful restart time, 0: the default of 120 s.
+        hold_time_s: Proposed hold time.
+        max_prefixes: Reaction limit of prefixes taken from the peer; 0: none.
+        source: Where the peer comes from, for error messages: ``mesh`` or ``BGPPeer(name)``.
+    """
+
+    name: str
+    address: str
+    as_number: int
+    local_as: int
+    kind: Literal["mesh", "global", "node", "local-workload"] = "node"
+    port: int = 179
+    local_address: str = ""
+    passive: bool = False
+    rr_client: bool = False
+    cluster_id: str = ""
+    next_hop_mode: Literal["Auto", "Self", "Keep"] = "Auto"
+    multihop: int = 255
+    ttl_security: int = 0
+    restart_time_s: int = 0
+    hold_time_s: int = 240
+    keepalive_time_s: int = 0
+    allow_local_as: int = 0
+    max_prefixes: int = 0
+    filters: PeerFilters = PeerFilters()
+    source: str = ""
+
+
+class PoolPolicy(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What birdpy must know of an IPPool: whether to export its routes, and who programs them.
+
+    ``program``: birdpy puts routes of this pool into the kernel.  ``tunnel``: through which device.
+    """
+
+    cidr: str
+    export: bool = True
+    program: bool = True
+    ipip_mode: Literal["Never", "Always", "CrossSubnet"] = "Never"
+    tunnel: str = ""
+
+
+class PrefixAdvertisement(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Communities added to exported routes within ``cidr``."""
+
+    cidr: str
+    communities: list[str]
+
+
+class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
+    """The whole file.
+
+    Attributes:
+        revision: Datastore revision that this was rendered from (not part of what is compared for changes).
+        node: Name of this node.
+        router_id: Dotted quad.
+        as_number: AS of this node.
+        ipv4_address: Node address with its subnet, ``172.31.1.11/24``; empty: no IPv4.
+        ipv6_address: Likewise.
+        blocks: Confirmed own IPAM blocks: announced as aggregates.
+        static_prefixes: Advertised service CIDRs.
+        pools: In order of their names; the first that contains a prefix decides.
+        workload_interfaces: Patterns (``cali*``) of interfaces whose kernel routes are local workloads.
+        ignored_interfaces: Patterns excluded from direct routes.
+        normal_route_priority: Kernel metric of ordinary routes (Calico ≥ 3.32: 1024).
+        kernel_protocol: rtm_protocol of the routes birdpy programs; kernel_table likewise.
+    """
+
+    node: str
+    router_id: str
+    as_number: int
+    revision: int = 0
+    ipv4_address: str = ""
+    ipv6_address: str = ""
+    listen_port: int = 179
+    listen_addresses: list[str] = []
+    cluster_id: str = ""
+    peers: list[Peer] = []
+    blocks: list[str] = []
+    static_prefixes: list[str] = []
+    pools: list[PoolPolicy] = []
+    prefix_advertisements: list[PrefixAdvertisement] = []
+    workload_interfaces: list[str] = ["cali*"]
+    ignored_interfaces: list[str] = []
+    program_unpooled: bool = True
+    ipv4_normal_route_priority: int = 1024
+    ipv6_normal_route_priority: int = 1024
+    kernel_protocol: int = 12
+    kernel_table: int = 254
+    log_severity: str = "Info"
+
+
+def decode_speaker_config(raw: bytes) -> SpeakerConfig:
+    """Decode the file; raises ValueError that names the field at fault."""
+    try:
+        config = msgspec.json.decode(raw, type=SpeakerConfig)
+    except msgspec.DecodeError as why:  # ValidationError is a DecodeError
+        raise ValueError(str(why)) from why
+    names = [peer.name for peer in config.peers]
+    if len(set(names)) != len(names):
+        raise ValueError("two peers have the same name")
+    return config
