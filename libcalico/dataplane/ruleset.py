@@ -17,7 +17,7 @@ NAME_MAX_BYTES = 127
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
 _SAFE_TEXT = re.compile(r"[^\n\r;\0#]*\Z")
-_COMMENT_UNSAFE = re.compile(r"[^A-Za-z0-9 _./:,=()@+*<>|&!-]")
+_COMMENT_UNSAFE = re.compile(r"[^A-Za-z0-9 _./:,=()@+*<>|&![\]-]")
 
 
 def comment_text(text: str) -> str:

@@ -1,0 +1,311 @@
+"""CalcGraph: datastore updates in, desired state out.  Pure; start reading the project here.
+
+    key, value ─► decode ─┬─ WorkloadEndpoint ──► labels ──────► IpSets ◄── need/release ──┐
+                          │        (local) ─────► PolicyResolver ─► endpoint_policy,       │
+                          │        (local) ─────► LocalRoutes ───► routes     policies, profiles
+                          ├─ NetworkSet ────────► IpSets                                   │
+                          ├─ policies, Tier, Profile ─► PolicyResolver ────────────────────┘
+                          ├─ IPAM block ────────► LocalRoutes
+                          ├─ FelixConfiguration ► config
+                          └─ what cannot be used ► problems
+
+An update may repeat or come in any order; ``None`` means absent, deleted and invalid alike.  Only the present
+counts: the tables are a function of the set of values last told, and of nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from felixpy.calc.config import FelixConfig, resolve_config
+from felixpy.calc.ip_sets import IpSets
+from felixpy.calc.parse import (
+    NAMESPACE_LABEL,
+    InvalidPolicy,
+    closed_policy,
+    parse_net_set,
+    parse_policy,
+    parse_profile,
+    parse_workload_endpoint,
+    workload_labels,
+)
+from felixpy.calc.policy_resolver import PolicyResolver, TierState
+from felixpy.calc.routes import LocalRoutes, RouteSettings
+from felixpy.calc.types import (
+    Action,
+    EndpointId,
+    NetworkSetId,
+    ParsedPolicy,
+    ParsedProfile,
+    ParsedRule,
+    PolicyId,
+    WorkloadEndpointState,
+)
+from libcalico.model.codec import InvalidValue, decode_value
+from libcalico.model.ipam import AllocationBlock
+from libcalico.model.keys import BlockKey, ResourceKey, parse_key
+from libcalico.model.resources import FelixConfigurationSpec, Resource
+from libcalico.net import Prefix
+from libcalico.reconcile import Index, Table
+
+DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
+POLICY_KINDS = frozenset({"NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"})
+
+
+class Problem(msgspec.Struct, frozen=True, gc=False):
+    """An object that cannot be used, wholly or in part; ``closed``: it denies in the meantime."""
+
+    object: str
+    reason: str
+    mod_revision: int = 0
+    closed: bool = False
+
+
+class CalcGraph:
+    """All calc nodes of the agent, wired."""
+
+    def __init__(self, node: str, environ: Mapping[str, str] | None = None) -> None:
+        self.node = node
+        self.ip_sets = IpSets()
+        self.resolver = PolicyResolver(self.ip_sets)
+        self.routes = LocalRoutes()
+        self.endpoints: Table[EndpointId, WorkloadEndpointState] = Table("endpoints")
+        self.problems: Table[str, Problem] = Table("problems")
+        self.config: Table[str, FelixConfig] = Table("config")
+        self.datastore_ready: bool | None = None
+        self.revision = 0
+        self._environ = dict(environ or {})
+        self._configurations: dict[str, FelixConfigurationSpec] = {}
+        self._config = FelixConfig()
+        self._workloads: dict[str, EndpointId] = {}
+        self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
+        self._on_interface: Index[str, EndpointId] = Index()
+        self._own_blocks: dict[str, Prefix] = {}
+        self._policy_keys: dict[PolicyId, dict[str, ParsedPolicy]] = {}
+        self._policy_of_key: dict[str, PolicyId] = {}
+        self._net_sets: dict[str, NetworkSetId] = {}
+        self._put_default_allow()
+        self._resolve_config()
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    def on_update(self, path: str, value: bytes | None, mod_revision: int = 0) -> None:
+        """Take the present value of one etcd key; None: absent.  Unknown keys are nobody's business."""
+        key = parse_key(path)
+        if not isinstance(key, ResourceKey | BlockKey):
+            return
+        self.problems.discard(path)
+        decoded: Any = None
+        if value is not None:
+            try:
+                decoded = decode_value(key, value)
+            except InvalidValue as why:
+                place = f" (at {why.path})" if why.path else ""
+                self._report(path, key, why.reason + place, mod_revision)
+        if isinstance(key, BlockKey):
+            self._on_block(path, key, decoded)
+        else:
+            self._on_resource(path, key, decoded, value, mod_revision)
+
+    def flush(self) -> None:
+        """Bring every table up to date; call after a batch of updates."""
+        self.resolver.flush()
+
+    # --- dispatch ---------------------------------------------------------------------------------------------------
+
+    def _on_resource(
+        self, path: str, key: ResourceKey, decoded: Resource[Any] | None, raw: bytes | None, mod_revision: int
+    ) -> None:
+        try:
+            if key.kind in POLICY_KINDS:
+                self._on_policy(path, key, decoded, raw, mod_revision)
+            elif key.kind == "WorkloadEndpoint":
+                self._on_workload(path, key, decoded)
+            elif key.kind == "Profile":
+                self._on_profile(path, key, decoded, raw, mod_revision)
+            elif key.kind == "Tier":
+                self._on_tier(key, decoded)
+            elif key.kind in {"NetworkSet", "GlobalNetworkSet"}:
+                self._on_network_set(path, key, decoded)
+            elif key.kind == "FelixConfiguration":
+                self._on_configuration(path, key, decoded, mod_revision)
+            elif key.kind == "ClusterInformation" and key.name == "default":
+                self.datastore_ready = None if decoded is None else bool(decoded.spec.datastore_ready)
+        except InvalidPolicy as why:
+            self._report(path, key, str(why), mod_revision)
+            self._on_resource(path, key, None, None, mod_revision)
+
+    def _report(self, path: str, key: object, reason: str, mod_revision: int, *, closed: bool = False) -> None:
+        self.problems.put(path, Problem(str(key), reason, mod_revision, closed))
+
+    # --- policies, profiles, tiers ----------------------------------------------------------------------------------
+
+    def _on_policy(
+        self, path: str, key: ResourceKey, decoded: Resource[Any] | None, raw: bytes | None, mod_revision: int
+    ) -> None:
+        policy: ParsedPolicy | None = None
+        if decoded is not None:
+            try:
+                policy = parse_policy(key, decoded)
+            except InvalidPolicy as why:
+                policy = self._close(path, key, raw, str(why), mod_revision)
+        elif raw is not None:
+            problem = self.problems.get(path)
+            policy = self._close(path, key, raw, problem.reason if problem else "", mod_revision)
+        self._set_policy(path, policy)
+
+    def _close(
+        self, path: str, key: ResourceKey, raw: bytes | None, reason: str, mod_revision: int
+    ) -> ParsedPolicy | None:
+        policy = closed_policy(key, _forgiving_json(raw), reason)
+        self._report(path, key, reason, mod_revision, closed=policy is not None)
+        return policy
+
+    def _set_policy(self, path: str, policy: ParsedPolicy | None) -> None:
+        """Two keys may hold one policy (``default.x`` of old releases and ``x``): the plain name wins."""
+        old = self._policy_of_key.pop(path, None)
+        touched = {old} if old is not None else set()
+        if old is not None:
+            del self._policy_keys[old][path]
+            if not self._policy_keys[old]:
+                del self._policy_keys[old]
+        if policy is not None:
+            self._policy_of_key[path] = policy.id
+            self._policy_keys.setdefault(policy.id, {})[path] = policy
+            touched.add(policy.id)
+        for policy_id in touched:
+            held = self._policy_keys.get(policy_id)
+            self.resolver.on_policy(policy_id, held[min(held, key=lambda p: (len(p), p))] if held else None)
+
+    def _on_profile(
+        self, path: str, key: ResourceKey, decoded: Resource[Any] | None, raw: bytes | None, mod_revision: int
+    ) -> None:
+        if key.name == DEFAULT_ALLOW_PROFILE:
+            return
+        profile: ParsedProfile | None = None
+        labels: Mapping[str, str] | None = None
+        if decoded is not None:
+            labels = decoded.spec.labels_to_apply
+            try:
+                profile = parse_profile(key.name, decoded.spec)
+            except InvalidPolicy as why:
+                deny = (ParsedRule(action=Action.DENY, comment=f"{key} is unusable and closed"),)
+                profile = ParsedProfile(key.name, deny, deny, closed=str(why))
+                self._report(path, key, str(why), mod_revision, closed=True)
+        self.ip_sets.put_profile_labels(key.name, labels)
+        self.resolver.on_profile(key.name, profile, labels)
+
+    def _put_default_allow(self) -> None:
+        """The profile that exists in no store."""
+        allow = (ParsedRule(action=Action.ALLOW, comment=f"Profile({DEFAULT_ALLOW_PROFILE})"),)
+        self.resolver.on_profile(DEFAULT_ALLOW_PROFILE, ParsedProfile(DEFAULT_ALLOW_PROFILE, allow, allow))
+
+    def _on_tier(self, key: ResourceKey, decoded: Resource[Any] | None) -> None:
+        if decoded is None:
+            self.resolver.on_tier(key.name, None)
+        else:
+            order = decoded.spec.order
+            state = TierState(default_pass=decoded.spec.default_action == "Pass")
+            self.resolver.on_tier(key.name, state if order is None else TierState(order, state.default_pass))
+
+    # --- endpoints and network sets ---------------------------------------------------------------------------------
+
+    def _on_workload(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
+        state = None if decoded is None else parse_workload_endpoint(key, decoded)
+        old = self._workloads.pop(path, None)
+        if old is not None and (state is None or state.id != old):
+            self.ip_sets.remove_item(old)
+            self._set_local(old, None, {})
+        if state is None or decoded is None:
+            return
+        self._workloads[path] = state.id
+        labels = workload_labels(decoded, key.namespace)
+        nets = tuple(addr.host_prefix for addr in state.addresses)
+        self.ip_sets.put_item(state.id, labels, state.profiles, nets, state.ports)
+        self._set_local(state.id, state if state.id.node == self.node else None, labels)
+
+    def _set_local(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
+        """Two endpoints may claim one interface: the lower id has it, the other waits in its shadow."""
+        old = self._local.pop(endpoint, None)
+        touched: dict[str, None] = {}
+        if old is not None:
+            self._on_interface.remove(old[0].interface, endpoint)
+            touched[old[0].interface] = None
+        if state is not None:
+            self._local[endpoint] = (state, labels)
+            self._on_interface.add(state.interface, endpoint)
+            touched[state.interface] = None
+        if old is not None and state is None:
+            self._activate(endpoint, None, {})
+        for interface in touched:
+            claimants = self._on_interface.of(interface)
+            first = min(claimants, default=None)
+            for claimant in claimants:
+                self._activate(claimant, *(self._local[claimant] if claimant == first else (None, {})))
+
+    def _activate(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
+        self.endpoints.set(endpoint, state)
+        self.routes.on_endpoint(endpoint, state)
+        self.resolver.on_endpoint(endpoint, None if state is None else labels, state.profiles if state else ())
+
+    def _on_network_set(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
+        set_id = NetworkSetId(key.name, key.namespace)
+        if decoded is None:
+            if self._net_sets.pop(path, None) is not None:
+                self.ip_sets.remove_item(set_id)
+            return
+        nets = parse_net_set(decoded.spec.nets)
+        labels = dict(decoded.labels)
+        parents: tuple[str, ...] = ()
+        if key.namespace:
+            labels.setdefault(NAMESPACE_LABEL, key.namespace)
+            parents = (f"kns.{key.namespace}",)
+        self._net_sets[path] = set_id
+        self.ip_sets.put_item(set_id, labels, parents, nets)
+
+    # --- blocks and configuration -----------------------------------------------------------------------------------
+
+    def _on_block(self, path: str, key: BlockKey, block: AllocationBlock | None) -> None:
+        own = block is not None and block.owner == self.node and not block.deleted
+        if own:
+            self._own_blocks[path] = key.prefix
+        elif self._own_blocks.pop(path, None) is None:
+            return
+        self.routes.on_own_block(key.prefix, own)
+
+    def _on_configuration(self, path: str, key: ResourceKey, decoded: Resource[Any] | None, mod_revision: int) -> None:
+        if key.name not in {"default", f"node.{self.node}"}:
+            return
+        if decoded is None:
+            self._configurations.pop(key.name, None)
+        else:
+            self._configurations[key.name] = decoded.spec
+        for problem in self._resolve_config():
+            if problem.source == f"FelixConfiguration({'default' if key.name == 'default' else 'node'})":
+                self._report(path, key, f"spec.{problem.field}: {problem.reason}", mod_revision)
+
+    def _resolve_config(self) -> list[Any]:
+        config, problems = resolve_config(
+            self._configurations.get("default"), self._configurations.get(f"node.{self.node}"), self._environ
+        )
+        self._config = config
+        self.config.put("felix", config)
+        self.routes.configure(
+            RouteSettings(
+                device_protocol=config.device_route_protocol,
+                ipv4_priority=config.ipv4_normal_route_priority,
+                ipv6_priority=config.ipv6_normal_route_priority,
+            )
+        )
+        return problems
+
+
+def _forgiving_json(raw: bytes | None) -> object:
+    try:
+        return json.loads(raw) if raw else None
+    except (ValueError, RecursionError):
+        return None

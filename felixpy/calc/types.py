@@ -1,0 +1,216 @@
+"""What the calculation speaks of: ids, parsed rules, IP sets, endpoints; all immutable values."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+
+from libcalico.net import Addr, Family, Mac, Prefix
+from libcalico.selector import Selector
+
+Direction = Literal["ingress", "egress"]
+
+
+class Action(enum.Enum):
+    """What a rule does."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+    LOG = "Log"
+    PASS = "Pass"  # noqa: S105  # a verdict, no password
+
+
+class PolicyId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Identity of a policy; the order of the fields is Calico's tie-break (name, namespace, kind)."""
+
+    name: str
+    namespace: str = ""
+    kind: str = "GlobalNetworkPolicy"
+
+    def __str__(self) -> str:
+        inner = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind}({inner})"
+
+
+class EndpointId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Identity of a workload endpoint as Felix has it: orchestrator, workload, endpoint (and the node)."""
+
+    orchestrator: str
+    workload: str
+    endpoint: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"WorkloadEndpoint({self.node} {self.orchestrator} {self.workload} {self.endpoint})"
+
+
+class NetworkSetId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Identity of a network set."""
+
+    name: str
+    namespace: str = ""
+
+
+class HostEndpointId(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Identity of a host endpoint."""
+
+    name: str
+    node: str
+
+
+ItemId = EndpointId | NetworkSetId | HostEndpointId
+
+
+class IpSetSpec:
+    """What an IP set holds: the addresses of all items that a selector matches, or their named ports."""
+
+    def __init__(self, selector: Selector, port_name: str = "", protocol: int | None = None) -> None:
+        self.selector, self.port_name, self.protocol = selector, port_name, protocol
+
+    @cached_property
+    def id(self) -> str:
+        """A name that is a function of the content: the same set is shared by all rules that need it."""
+        if not self.port_name:
+            return self.selector.id
+        text = f"{self.selector.text}\0{self.protocol}\0{self.port_name}"
+        return hashlib.blake2s(text.encode(), digest_size=10).hexdigest()
+
+    @property
+    def is_named_port(self) -> bool:
+        return bool(self.port_name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IpSetSpec) and self.id == other.id and self.is_named_port == other.is_named_port
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"IpSetSpec({self.selector.text!r}, {self.port_name!r}, {self.protocol!r})"
+
+
+class PortRange(msgspec.Struct, frozen=True, order=True, gc=False):
+    """Ports first to last, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+class Match(msgspec.Struct, frozen=True):
+    """What one side of a rule (source or destination) demands; all fields must hold.
+
+    ``nets`` None: any; an empty tuple cannot be (such a rule matches nothing and is left out).
+    """
+
+    nets: tuple[Prefix, ...] | None = None
+    not_nets: tuple[Prefix, ...] = ()
+    sets: tuple[IpSetSpec, ...] = ()
+    not_sets: tuple[IpSetSpec, ...] = ()
+    ports: tuple[PortRange, ...] = ()
+    port_sets: tuple[IpSetSpec, ...] = ()
+    not_ports: tuple[PortRange, ...] = ()
+    not_port_sets: tuple[IpSetSpec, ...] = ()
+
+    @property
+    def has_port_condition(self) -> bool:
+        """True if the rule asks for certain ports (numbers or names are ORed)."""
+        return bool(self.ports or self.port_sets)
+
+
+class ParsedRule(msgspec.Struct, frozen=True):
+    """One rule, every string parsed.  ``icmp`` is (type, code or None)."""
+
+    action: Action
+    family: Family | None = None
+    protocol: int | None = None
+    not_protocol: int | None = None
+    source: Match = Match()
+    destination: Match = Match()
+    icmp: tuple[int, int | None] | None = None
+    not_icmp: tuple[int, int | None] | None = None
+    comment: str = ""
+
+    def ip_sets(self) -> tuple[IpSetSpec, ...]:
+        """Every IP set that the rule needs."""
+        s, d = self.source, self.destination
+        return (
+            *s.sets, *s.not_sets, *s.port_sets, *s.not_port_sets,
+            *d.sets, *d.not_sets, *d.port_sets, *d.not_port_sets,
+        )  # fmt: skip
+
+
+class ParsedPolicy(msgspec.Struct, frozen=True):
+    """A policy in the internal form.  ``closed``: why it could not be compiled; it then denies what it governs."""
+
+    id: PolicyId
+    tier: str
+    order: float
+    selector: Selector
+    ingress: tuple[ParsedRule, ...] | None
+    egress: tuple[ParsedRule, ...] | None
+    do_not_track: bool = False
+    pre_dnat: bool = False
+    apply_on_forward: bool = False
+    staged: bool = False
+    closed: str = ""
+
+    def rules(self, direction: Direction) -> tuple[ParsedRule, ...] | None:
+        """The rules of one direction; None: the policy does not govern it."""
+        return self.ingress if direction == "ingress" else self.egress
+
+
+class ParsedProfile(msgspec.Struct, frozen=True):
+    """A profile's rules; its labels live in the label index."""
+
+    name: str
+    ingress: tuple[ParsedRule, ...] = ()
+    egress: tuple[ParsedRule, ...] = ()
+    closed: str = ""
+
+    def rules(self, direction: Direction) -> tuple[ParsedRule, ...]:
+        return self.ingress if direction == "ingress" else self.egress
+
+
+class NamedPort(msgspec.Struct, frozen=True, order=True, gc=False):
+    """A port that an endpoint declares by name."""
+
+    name: str
+    protocol: int
+    port: int
+
+
+class WorkloadEndpointState(msgspec.Struct, frozen=True):
+    """A workload endpoint as this node (or, for remote ones, the IP sets) needs it."""
+
+    id: EndpointId
+    interface: str
+    addresses: tuple[Addr, ...]
+    mac: Mac | None = None
+    profiles: tuple[str, ...] = ()
+    ports: tuple[NamedPort, ...] = ()
+    spoofed_prefixes: tuple[Prefix, ...] = ()
+
+
+class TierPolicies(msgspec.Struct, frozen=True, gc=False):
+    """The policies of one tier that select an endpoint for one direction, in order."""
+
+    tier: str
+    policies: tuple[PolicyId, ...]
+    default_pass: bool = False
+
+
+class EndpointPolicy(msgspec.Struct, frozen=True, gc=False):
+    """All that judges the packets of one local endpoint."""
+
+    ingress: tuple[TierPolicies, ...] = ()
+    egress: tuple[TierPolicies, ...] = ()
+
+    def tiers(self, direction: Direction) -> tuple[TierPolicies, ...]:
+        return self.ingress if direction == "ingress" else self.egress

@@ -1,0 +1,133 @@
+"""Chains: the fixed ones, one pair per endpoint, one per tier and policy list, one per policy and profile.
+
+How a packet passes.  An Allow is ``accept`` and thereby ends only the base chain it stands under, so the sender's
+side and the receiver's side are two base chains of the same hook, and no mark is needed to carry the first verdict
+to the second:
+
+    forward  prio 0   iif cali*  ─► from-wl-dispatch ─► fw-<if> ─► te-<tier> ─► po-<policy>   accept = sender agrees
+             prio 1   oif cali*  ─► to-wl-dispatch   ─► tw-<if> ─► ti-<tier> ─► pi-<policy>   accept = passed
+    input    prio 0   iif cali*  ─► from-wl-dispatch …                                        accept = sender agrees
+             prio 1   iif cali*  ─► wl-to-host           defaultEndpointToHostAction
+    prerouting prio raw  iif cali* ─► wl-anti-spoof      strict reverse path check
+
+An interface that no endpoint claims finds no element in the dispatch map and is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from felixpy.calc.config import FelixConfig
+from felixpy.calc.types import Direction, EndpointPolicy, ParsedRule, TierPolicies, WorkloadEndpointState
+from felixpy.render import names
+from felixpy.render.rules import PASS_MARK, RuleStyle, render_rule
+from libcalico.dataplane.ruleset import Chain, Hook, NftSet, Rule
+
+_PRIORITY_RAW, _PRIORITY_FILTER = -300, 0
+_ESTABLISHED = Rule("ct state established,related accept", "established")
+# RFC 4861, RFC 2710: multicast listener, router and neighbour discovery towards the host are always let through
+_ND = "icmpv6 type { 130, 131, 132, 133, 135, 136 }"
+
+
+def static_sets() -> list[NftSet]:
+    """The dispatch maps."""
+    return [NftSet(name, "ifname", "verdict") for name in (names.FROM_WORKLOAD, names.TO_WORKLOAD)]
+
+
+def static_chains(config: FelixConfig) -> list[Chain]:
+    """The chains that exist on every node, whatever is in the datastore."""
+    from_wl = _per_prefix(config, "iifname", names.FROM_WORKLOAD_DISPATCH)
+    to_wl = _per_prefix(config, "oifname", names.TO_WORKLOAD_DISPATCH)
+    to_host = _per_prefix(config, "iifname", names.WORKLOAD_TO_HOST)
+    discovery = [Rule(f'iifname "{p}*" {_ND} accept', "neighbour discovery") for p in config.interface_prefixes]
+    return [
+        _base("raw-prerouting", "prerouting", _PRIORITY_RAW, _per_prefix(config, "iifname", names.ANTI_SPOOF)),
+        _base("forward-from-wl", "forward", _PRIORITY_FILTER, from_wl),
+        _base("forward-to-wl", "forward", _PRIORITY_FILTER + 1, to_wl),
+        _base("input-from-wl", "input", _PRIORITY_FILTER, [*discovery, *from_wl]),
+        _base("input-wl-to-host", "input", _PRIORITY_FILTER + 1, to_host),
+        Chain(names.ANTI_SPOOF, tuple(_anti_spoof())),
+        _dispatch(names.FROM_WORKLOAD_DISPATCH, "iifname", names.FROM_WORKLOAD),
+        _dispatch(names.TO_WORKLOAD_DISPATCH, "oifname", names.TO_WORKLOAD),
+        Chain(names.WORKLOAD_TO_HOST, tuple(_workload_to_host(config))),
+    ]
+
+
+def _base(name: str, hook: str, priority: int, rules: Sequence[Rule]) -> Chain:
+    return Chain(name, tuple(rules), Hook("filter", hook, priority))
+
+
+def _per_prefix(config: FelixConfig, key: str, target: str) -> list[Rule]:
+    return [Rule(f'{key} "{prefix}*" goto {target}') for prefix in config.interface_prefixes]
+
+
+def _dispatch(name: str, key: str, verdict_map: str) -> Chain:
+    return Chain(name, (Rule(f"{key} vmap @{verdict_map}"), Rule("counter drop", "unknown workload interface")))
+
+
+def _anti_spoof() -> list[Rule]:
+    return [
+        # duplicate address detection speaks from the unspecified address (RFC 4862 section 5.4.2)
+        Rule("ip6 saddr :: icmpv6 type 135 return", "duplicate address detection"),
+        Rule("fib saddr . iif oif missing counter drop", "source is not this workload's"),
+    ]
+
+
+def _workload_to_host(config: FelixConfig) -> list[Rule]:
+    rules = [_ESTABLISHED, Rule(f"{_ND} accept", "neighbour discovery")]
+    action = config.default_endpoint_to_host_action
+    if action == "Drop":
+        rules.append(Rule("counter drop", "defaultEndpointToHostAction Drop"))
+    elif action == "Accept":
+        rules.append(Rule("counter accept", "defaultEndpointToHostAction Accept"))
+    return rules
+
+
+def endpoint_chains(
+    endpoint: WorkloadEndpointState,
+    policy: EndpointPolicy,
+    profiles: Sequence[str],
+    config: FelixConfig,
+    tier_chain_names: dict[tuple[TierPolicies, Direction], str],
+) -> list[Chain]:
+    """The two chains of a workload.
+
+    Args:
+        endpoint: Whose.
+        policy: Its tiers.
+        profiles: Those of its profiles that exist, in order.
+        config: For the conntrack check.
+        tier_chain_names: The shared chain of each tier that occurs in ``policy``.
+    """
+    chains = []
+    directions: tuple[Direction, Direction] = ("egress", "ingress")
+    for direction in directions:
+        rules = [_ESTABLISHED]
+        if not config.disable_conntrack_invalid_check:
+            rules.append(Rule("ct state invalid counter drop", "invalid"))
+        if direction == "egress":
+            rules.append(Rule("udp dport 4789 counter drop", "VXLAN from a workload"))
+            rules.append(Rule("meta l4proto 4 counter drop", "IP-in-IP from a workload"))
+        rules += [Rule(f"jump {tier_chain_names[tier, direction]}") for tier in policy.tiers(direction)]
+        rules += [Rule(f"jump {names.profile_chain(name, direction)}") for name in profiles]
+        rules.append(Rule("counter drop", f"{endpoint.id} no profile allows"))
+        chains.append(Chain(names.endpoint_chain(endpoint.interface, direction), tuple(rules)))
+    return chains
+
+
+def tier_chain(name: str, tier: TierPolicies, direction: Direction, passing: frozenset[object]) -> Chain:
+    """The policies of one tier in order; ``passing`` are those that hold a Pass rule and so need a look at the mark."""
+    rules = []
+    for policy in tier.policies:
+        rules.append(Rule(f"jump {names.policy_chain(policy, direction)}", str(policy)))
+        if policy in passing:
+            unmark = f"meta mark set meta mark and {0xFFFFFFFF ^ PASS_MARK:#x}"
+            rules.append(Rule(f"meta mark and {PASS_MARK:#x} == {PASS_MARK:#x} {unmark} return", "passed"))
+    if not tier.default_pass:
+        rules.append(Rule("counter drop", f"end of tier {tier.tier}"))
+    return Chain(name, tuple(rules))
+
+
+def rules_chain(name: str, rules: Sequence[ParsedRule], style: RuleStyle, *, in_profile: bool = False) -> Chain:
+    """The rules of a policy or profile for one direction."""
+    return Chain(name, tuple(r for rule in rules for r in render_rule(rule, style, in_profile=in_profile)))

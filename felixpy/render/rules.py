@@ -1,0 +1,191 @@
+"""One parsed policy rule to nftables rules of an ``inet`` table.
+
+A rule that names addresses becomes one nft rule per family; named and numeric ports of one list are ORed and become
+rules of their own.  Everything that reaches the text is a number, an address, or a name made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Literal
+
+from felixpy.calc.types import Action, IpSetSpec, Match, ParsedRule, PortRange
+from libcalico.dataplane.ruleset import Rule
+from libcalico.net import IPV4, IPV6, Family, Prefix
+
+PASS_MARK = 0x20000  # second bit of Calico's default mask 0xffff0000
+
+SetName = Callable[[IpSetSpec, Family], str]
+Side = Literal["saddr", "daddr"]
+
+_L4_WORD = {6: "tcp", 17: "udp", 132: "sctp"}
+
+
+class RuleStyle:
+    """What is the same for all rules of a render: how sets are called, what Deny and Log do."""
+
+    def __init__(self, set_name: SetName, *, deny: str = "Drop", log_prefix: str = "calico-packet", ipv6: bool = True):
+        self.set_name, self.ipv6 = set_name, ipv6
+        self.deny = "counter reject" if deny == "Reject" else "counter drop"
+        clean = "".join(c for c in log_prefix if c.isascii() and (c.isalnum() or c in " _.:/-"))[:60]
+        self.log = f'counter log prefix "{clean}: " level info'
+
+    def verdict(self, action: Action, *, in_profile: bool = False) -> str:
+        """The statement at a rule's end; a Pass in a profile only leaves the profile."""
+        match action:
+            case Action.ALLOW:
+                return "counter accept"
+            case Action.DENY:
+                return self.deny
+            case Action.LOG:
+                return self.log
+            case Action.PASS:
+                mark = "" if in_profile else f"meta mark set meta mark or {PASS_MARK:#x} "
+                return f"counter {mark}return"
+
+
+def render_rule(rule: ParsedRule, style: RuleStyle, *, in_profile: bool = False) -> list[Rule]:
+    """Return the nft rules that do what ``rule`` says, in order; empty when it can match nothing."""
+    verdict = style.verdict(rule.action, in_profile=in_profile)
+    comment = rule.comment
+    if not _names_addresses(rule):
+        families: list[Family | None] = [rule.family]
+    else:
+        families = [f for f in (IPV4, IPV6) if rule.family in {None, f}]
+    rendered: list[Rule] = []
+    for family in families:
+        if family is IPV6 and not style.ipv6:
+            continue
+        for matches in _variants(rule, family, style):
+            rendered.append(Rule(" ".join((*matches, verdict)), comment))
+    return rendered
+
+
+def _names_addresses(rule: ParsedRule) -> bool:
+    return any(
+        side.nets is not None or side.not_nets or side.sets or side.not_sets or side.port_sets or side.not_port_sets
+        for side in (rule.source, rule.destination)
+    )
+
+
+def _variants(rule: ParsedRule, family: Family | None, style: RuleStyle) -> Iterable[list[str]]:
+    """All ways in which the rule can match, as lists of nft matches."""
+    head: list[str] = []
+    if family is not None:
+        source = _addresses(rule.source, "saddr", family, style)
+        destination = _addresses(rule.destination, "daddr", family, style)
+        if source is None or destination is None:
+            return
+        head = [*source, *destination]
+        if not head:
+            head = [f"meta nfproto ipv{family.value}"]
+    head += _protocol(rule)
+    for source_ports, destination_ports in product(
+        _ports(rule.source, "saddr", rule.protocol, family, style),
+        _ports(rule.destination, "daddr", rule.protocol, family, style),
+    ):
+        yield [*head, *source_ports, *destination_ports, *_icmp(rule)]
+
+
+def _addresses(match: Match, side: Side, family: Family, style: RuleStyle) -> list[str] | None:
+    """Matches on one address; None: this family cannot match at all."""
+    word = f"{'ip' if family is IPV4 else 'ip6'} {side}"
+    found: list[str] = []
+    if match.nets is not None:
+        nets = _widest(net for net in match.nets if net.family is family)
+        if not nets:
+            return None
+        if not any(net.length == 0 for net in nets):
+            found.append(f"{word} {_braces(map(_net, nets))}")
+    not_nets = _widest(net for net in match.not_nets if net.family is family)
+    if any(net.length == 0 for net in not_nets):
+        return None
+    if not_nets:
+        found.append(f"{word} != {_braces(map(_net, not_nets))}")
+    found += [f"{word} @{style.set_name(spec, family)}" for spec in match.sets]
+    found += [f"{word} != @{style.set_name(spec, family)}" for spec in match.not_sets]
+    return found
+
+
+def _protocol(rule: ParsedRule) -> list[str]:
+    found = []
+    if rule.protocol is not None:
+        found.append(f"meta l4proto {rule.protocol}")
+    if rule.not_protocol is not None:
+        found.append(f"meta l4proto != {rule.not_protocol}")
+    return found
+
+
+def _ports(match: Match, side: Side, protocol: int | None, family: Family | None, style: RuleStyle) -> list[list[str]]:
+    """The alternatives for one side's ports; one empty list when any port will do."""
+    word = "sport" if side == "saddr" else "dport"
+    l4 = _L4_WORD.get(protocol or 0, "th")
+    negative: list[str] = []
+    if match.not_ports:
+        negative.append(f"{l4} {word} != {_braces(map(str, merge_ranges(match.not_ports)))}")
+    negative += [
+        f"{_port_key(side, word, family)} != @{style.set_name(spec, family)}"
+        for spec in match.not_port_sets
+        if family is not None
+    ]
+    if not match.has_port_condition:
+        return [negative]
+    alternatives: list[list[str]] = []
+    if match.ports:
+        alternatives.append([f"{l4} {word} {_braces(map(str, merge_ranges(match.ports)))}", *negative])
+    for spec in match.port_sets:
+        if family is not None:
+            alternatives.append([f"{_port_key(side, word, family)} @{style.set_name(spec, family)}", *negative])
+    return alternatives
+
+
+def _port_key(side: Side, word: str, family: Family) -> str:
+    return f"{'ip' if family is IPV4 else 'ip6'} {side} . meta l4proto . th {word}"
+
+
+def _icmp(rule: ParsedRule) -> list[str]:
+    found: list[str] = []
+    word = "icmp" if rule.family is IPV4 else "icmpv6"
+    if rule.icmp is not None:
+        kind, code = rule.icmp
+        found.append(f"{word} type {kind}" + ("" if code is None else f" {word} code {code}"))
+    if rule.not_icmp is not None:
+        kind, code = rule.not_icmp
+        found.append(
+            f"{word} type != {kind}" if code is None else f"{word} type . {word} code != {{ {kind} . {code} }}"
+        )
+    return found
+
+
+def _net(net: Prefix) -> str:
+    return str(net.network) if net.is_host else str(net)
+
+
+def _braces(items: Iterable[str]) -> str:
+    texts = list(items)
+    return texts[0] if len(texts) == 1 else "{ " + ", ".join(texts) + " }"
+
+
+def _widest(nets: Iterable[Prefix]) -> list[Prefix]:
+    """The prefixes that lie in no other one: nft refuses overlapping elements."""
+    kept: list[Prefix] = []
+    for net in sorted(nets, key=lambda n: (n.length, n.value)):
+        if not any(wide.contains(net) for wide in kept):
+            kept.append(net)
+    return kept
+
+
+def merge_ranges(ranges: Iterable[PortRange]) -> list[PortRange]:
+    """Merge overlapping and adjacent port ranges.
+
+    >>> [str(r) for r in merge_ranges([PortRange(80, 90), PortRange(85, 100), PortRange(101, 101), PortRange(5, 5)])]
+    ['5', '80-101']
+    """
+    merged: list[PortRange] = []
+    for r in sorted(ranges):
+        if merged and r.first <= merged[-1].last + 1:
+            merged[-1] = PortRange(merged[-1].first, max(merged[-1].last, r.last))
+        else:
+            merged.append(r)
+    return merged
