@@ -41,7 +41,7 @@ class Page(msgspec.Struct, frozen=True):
 class WatchBatch(msgspec.Struct, frozen=True):
     """Events up to and including ``revision``, complete: a revision is never split over two batches.
 
-    A batch without events only says that the watch is alive and has reached ``revision``.
+    A batch without events (revision 0) only says that the watch is alive.
     """
 
     events: list[Event]
@@ -96,6 +96,13 @@ class TxnResult(msgspec.Struct, frozen=True):
     gets: list[KeyValue | None]
 
 
+class StoreStatus(msgspec.Struct, frozen=True, gc=False):
+    """Who the store is and how far it has come; another cluster id or a lower revision tells of a restore."""
+
+    cluster_id: int
+    revision: int
+
+
 class Datastore(Protocol):
     """An etcd v3 store, real or in memory.  Every call raises DatastoreError and its kin (errors.py)."""
 
@@ -140,6 +147,10 @@ class Datastore(Protocol):
 
     async def lease_revoke(self, lease: int) -> None:
         """End a lease and the keys on it; gone already: fine."""
+        ...
+
+    async def status(self) -> StoreStatus:
+        """Ask, linearizable, for identity and revision."""
         ...
 
     async def close(self) -> None:

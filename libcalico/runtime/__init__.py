@@ -1,0 +1,1 @@
+"""What every daemon stands on: logs, settings, supervision, service notification, control socket, health."""
