@@ -1,0 +1,1 @@
+"""felixpy-lab: run a containerlab topology file in network namespaces, without Docker."""

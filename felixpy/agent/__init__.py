@@ -1,0 +1,1 @@
+"""The agent: datastore in, kernel out."""

@@ -66,7 +66,7 @@ def configure_logging(program: str, level: str = "info", fmt: LogFormat = "auto"
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
     """A logger whose lines say where they come from."""
-    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(logger=name))
+    return cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(part=name))
 
 
 def _naming(program: str) -> structlog.typing.Processor:

@@ -70,7 +70,7 @@ def run_program(name: str, main: Callable[[Program], Awaitable[None]]) -> int:
     SIGTERM and SIGINT set ``program.stop`` and cancel ``main`` 10 s later, a second one at once; SIGHUP sets
     ``program.reload``.  SIGABRT (the watchdog's) prints every thread's stack.
     """
-    faulthandler.register(signal.SIGABRT, all_threads=True, chain=True)
+    faulthandler.enable(all_threads=True)
     return asyncio.run(_run(name, main))
 
 

@@ -1,0 +1,187 @@
+"""The agent's tasks, wired: syncer → mailbox → calculation → renderer → dataplane, and status back.
+
+    Syncer ─► Mailbox ─► _calculate ─► CalcGraph ─► Renderer ─► Dataplane ⇄ kernel
+                                                                   └─► StatusReporter ─► datastore
+
+Nothing is written to the kernel before the first complete snapshot, with one exception: where no policy of a former
+run stands, an empty dispatch is put up, so that workloads are closed until their policy is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from felixpy.agent.dataplane import Dataplane
+from felixpy.agent.settings import AgentSettings, node_name
+from felixpy.agent.status import StatusReporter
+from felixpy.calc.config import FelixConfig
+from felixpy.calc.graph import CalcGraph
+from felixpy.render.renderer import Renderer
+from libcalico.clock import SystemClock
+from libcalico.datastore.api import Datastore
+from libcalico.datastore.lease import LeaseKeeper
+from libcalico.datastore.mailbox import Mailbox
+from libcalico.datastore.sync_api import SyncBatch, SyncStatus
+from libcalico.datastore.syncer import Syncer
+from libcalico.runtime.control import ControlServer
+from libcalico.runtime.logs import get_logger
+from libcalico.runtime.supervise import Program, until_stopped
+
+_UPDATES_PER_SLICE = 200
+
+
+class Agent:
+    """One node's agent."""
+
+    def __init__(self, program: Program, settings: AgentSettings, store: Datastore, environ: Mapping[str, str]) -> None:
+        self._program, self._settings, self._store = program, settings, store
+        self._log = get_logger("agent")
+        self._clock = SystemClock()
+        self.node = node_name(settings.node, environ)
+        self.graph = CalcGraph(self.node, environ)
+        self._renderer = Renderer(self.graph)
+        self._mailbox = Mailbox()
+        self._syncer = Syncer(store, self._mailbox)
+        self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
+        prefixes = (self.graph.config.get("felix") or FelixConfig()).interface_prefixes
+        self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s)
+        self._reporter = StatusReporter(
+            store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
+            failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
+        )  # fmt: skip
+        self._in_sync = False
+        self._known_problems: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Work until the program is asked to stop; the kernel is left as it is."""
+        self._log.info("starting", node=self.node)
+        await self.dataplane.first_look()
+        if not self.dataplane.has_former_policy:
+            self._close_until_known()
+        async with ControlServer(self._settings.control_socket, self._commands()):
+            await until_stopped(self._program, self._work())
+        await asyncio.wait_for(self._keeper.close(), 3)
+        self._log.info("stopped", note="forwarding and policy stay in place")
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._syncer.run(), name="syncer")
+            tasks.create_task(self._calculate(), name="calculate")
+            tasks.create_task(self.dataplane.run(), name="dataplane")
+            tasks.create_task(self.dataplane.watch_kernel(), name="watch-kernel")
+            tasks.create_task(self.dataplane.watch_nft(), name="watch-nft")
+            tasks.create_task(self._keeper.run(), name="lease")
+            tasks.create_task(self._reporter.run(), name="status")
+            tasks.create_task(self._follow(), name="follow")
+
+    def _close_until_known(self) -> None:
+        """No former run's policy: put up the dispatch with nothing in it, which drops."""
+        delta = self._renderer.render()
+        self.dataplane.want(delta, 0)
+
+    async def _calculate(self) -> None:
+        while True:
+            batch = await self._mailbox.take()
+            await self._take(batch)
+
+    async def _take(self, batch: SyncBatch) -> None:
+        graph = self.graph
+        for number, update in enumerate(batch.updates):
+            graph.on_update(update.key, update.value, update.mod_revision)
+            if number % _UPDATES_PER_SLICE == _UPDATES_PER_SLICE - 1:
+                await asyncio.sleep(0)
+        if not batch.in_sync:
+            return
+        graph.revision = batch.revision
+        graph.flush()
+        self._log_problems()
+        if graph.datastore_ready is not True:
+            self._log.warning("datastore-not-ready", hint="ClusterInformation default must say datastoreReady: true")
+            self._program.status("waiting: ClusterInformation does not say datastoreReady")
+            return
+        config = graph.config.get("felix")
+        if config is not None:
+            self.dataplane.prefixes = config.interface_prefixes
+        self.dataplane.want(self._renderer.render(), batch.revision)
+        if not self._in_sync:
+            self._in_sync = True
+            self.dataplane.start_sweep()
+            self._log.info("in-sync", rev=batch.revision, endpoints=len(graph.endpoints))
+
+    def _log_problems(self) -> None:
+        for key, problem in self.graph.problems.take_changes().items():
+            if problem is None:
+                if self._known_problems.pop(key, None) is not None:
+                    self._log.info("object-usable-again", key=key)
+            elif self._known_problems.get(key) != problem.reason:
+                self._known_problems[key] = problem.reason
+                self._log.warning(
+                    "object-unusable", key=key, object=problem.object, reason=problem.reason, closed=problem.closed
+                )
+
+    async def _follow(self) -> None:
+        """After each pass of the dataplane: readiness, the status line, the watchdog, status to the datastore."""
+        while True:
+            await self.dataplane.passed()
+            self._program.alive()
+            if self._in_sync:
+                problems = len(self.graph.problems)
+                trouble = f", {problems} unusable objects" if problems else ""
+                self._program.ready(
+                    f"in sync at revision {self.dataplane.applied_revision}, "
+                    f"{len(self.graph.endpoints)} endpoints{trouble}"
+                )
+            self._reporter.kick()
+
+    # --- status -----------------------------------------------------------------------------------------------------
+
+    def _failures(self) -> dict[str, str]:
+        found = {f"nft {name}": str(why) for name, why in self.dataplane.nft.problems.items()}
+        found |= {f"route {key.prefix}": str(why) for key, why in self.dataplane.routes.problems.items()}
+        return found
+
+    def _interface_is_up(self, name: str) -> bool:
+        link = self.dataplane.links.get(name)
+        return link is not None and link.is_up
+
+    def _commands(self) -> dict[str, Any]:
+        async def status(_: dict[str, Any]) -> Any:
+            state = self._syncer.state
+            return {
+                **self._reporter.summary(),
+                "sync": state.status.value,
+                "inSync": self._in_sync and state.status is SyncStatus.IN_SYNC,
+                "revision": state.revision,
+                "relists": state.relists,
+                "reconnects": state.reconnects,
+                "datastoreError": state.last_error,
+                "status": self._program.status_text,
+            }
+
+        async def routes(_: dict[str, Any]) -> Any:
+            fib = self.dataplane.routes.fib
+            return [
+                {"prefix": str(k.prefix), "metric": k.metric, "seen": fib.seen(k) == r}
+                for k, r in fib.all_wanted.items()
+            ]
+
+        async def endpoints(_: dict[str, Any]) -> Any:
+            policies = self.graph.resolver.endpoint_policy
+            found = []
+            for endpoint, state in self.graph.endpoints.items():
+                policy = policies.get(endpoint)
+                found.append(
+                    {
+                        "endpoint": str(endpoint),
+                        "interface": state.interface,
+                        "addresses": [str(a) for a in state.addresses],
+                        "profiles": list(state.profiles),
+                        "ingress": [str(p) for t in policy.ingress for p in t.policies] if policy else [],
+                        "egress": [str(p) for t in policy.egress for p in t.policies] if policy else [],
+                    }
+                )
+            return found
+
+        return {"status": status, "routes": routes, "endpoints": endpoints}

@@ -1,0 +1,244 @@
+"""Dataplane: all reconcilers of this node behind one loop.
+
+The loop wakes on a new desired state, on a kernel event, on a due retry or audit, and then runs the phases in their
+written order: sysctls and neighbours, then policy, then routes.  Policy stands before a route leads to a workload,
+and a workload's route is gone before its policy is, so that no packet ever finds a way without a verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any, Protocol
+
+from felixpy.render.names import TABLE, TABLE_FAMILY
+from felixpy.render.renderer import DataplaneDelta
+from libcalico.clock import Clock
+from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
+from libcalico.kernel.errors import KernelError
+from libcalico.kernel.links import LinkTable
+from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, LinkEvent, Overflow, RouteEvent, who
+from libcalico.kernel.neighbours import NeighbourReconciler
+from libcalico.kernel.nft import THREAD_NAME, NftOps, open_nft
+from libcalico.kernel.nft_monitor import NftMonitor
+from libcalico.kernel.nft_reconciler import NftReconciler
+from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
+from libcalico.kernel.rtnl import RtnlSocket
+from libcalico.kernel.sysctl import SysctlReconciler
+from libcalico.reconcile import Outcome
+from libcalico.runtime.logs import get_logger
+
+_STAYS = object()  # a set that the delta does not speak of
+
+
+class Reconciler(Protocol):
+    """What the loop asks of each reconciler."""
+
+    name: str
+    audit_due: bool
+
+    async def reconcile(self, now: float) -> Outcome[Any]: ...
+    def next_due(self) -> float | None: ...
+    def start_sweep(self) -> None: ...
+    def on_link_change(self) -> None: ...
+
+
+class Dataplane:
+    """The kernel side of the agent."""
+
+    def __init__(self, clock: Clock, interface_prefixes: tuple[str, ...], audit_interval_s: float) -> None:
+        self.prefixes = interface_prefixes
+        self.applied_revision = 0
+        self.links = LinkTable()
+        self._clock, self._audit_interval_s = clock, audit_interval_s
+        self._log = get_logger("dataplane")
+        self._sock = RtnlSocket()
+        self._nft_ops: NftOps = open_nft()
+        self._routes_sock = RtnlSocket()
+        protocols = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
+        self.routes = RouteReconciler(
+            NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols), self._route_is_ours
+        )
+        self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY)
+        self.neighbours = NeighbourReconciler(self._sock, self.links, self._is_workload_interface)
+        self.sysctls = SysctlReconciler()
+        self._phases: tuple[Reconciler, ...] = (self.sysctls, self.neighbours, self.nft, self.routes)
+        self._wake = asyncio.Event()
+        self._passed = asyncio.Condition()
+        self._wanted_revision = 0
+        self._in_sync = False
+        self._next_audit = 0.0
+
+    # --- what is wanted ---------------------------------------------------------------------------------------------
+
+    def want(self, delta: DataplaneDelta, revision: int) -> None:
+        """Take a change of the desired state; it stands for the datastore at ``revision``."""
+        for name, item in delta.sets.items():
+            self.nft.want_set(name, item)
+        for name, chain in delta.chains.items():
+            self.nft.want_chain(name, chain)
+        for name, change in delta.elements.items():
+            if delta.sets.get(name, _STAYS) is not None:
+                self.nft.want_elements(name, change.add, change.remove, replace=change.replace)
+        for key, route in delta.routes.items():
+            self.routes.want(key, route)
+        for neighbour, present in delta.neighbours.items():
+            self.neighbours.want(neighbour, present)
+        for sysctl, value in delta.sysctls.items():
+            self.sysctls.want(sysctl, value)
+        self._wanted_revision = revision
+        self._wake.set()
+
+    def start_sweep(self) -> None:
+        """The first complete desired state is in: what a former run left and nobody wants may go."""
+        for phase in self._phases:
+            phase.start_sweep()
+        self._in_sync = True
+        self._wake.set()
+
+    async def passed(self) -> None:
+        """Wait for the next pass to end."""
+        async with self._passed:
+            await self._passed.wait()
+
+    @property
+    def has_former_policy(self) -> bool:
+        """True if a former run's table was found."""
+        return self.nft.table_exists
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def first_look(self) -> None:
+        """Read the kernel before anything is wanted, so that it is known whether a former run left its policy."""
+        await self.links.refresh(self._sock)
+        await self.nft.reconcile(self._clock.monotonic())
+
+    async def run(self) -> None:
+        """Work for ever."""
+        try:
+            while True:
+                await self._sleep()
+                await self._pass()
+        finally:
+            self._nft_ops.close()
+            self._sock.close()
+            self._routes_sock.close()
+
+    async def _sleep(self) -> None:
+        now = self._clock.monotonic()
+        if not self._next_audit:
+            self._plan_audit(now)
+        due = [d for phase in self._phases if (d := phase.next_due()) is not None]
+        timeout = max(0.0, min([self._next_audit, *due]) - now)
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout)
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    def _plan_audit(self, now: float) -> None:
+        self._next_audit = now + self._audit_interval_s * random.uniform(0.8, 1.2)  # noqa: S311  # spread over nodes
+
+    async def _pass(self) -> None:
+        began = time.perf_counter()
+        now = self._clock.monotonic()
+        if now >= self._next_audit:
+            self._plan_audit(now)
+            for phase in self._phases:
+                phase.audit_due = True
+        revision = self._wanted_revision
+        total: Outcome[Any] = Outcome()
+        for phase in self._phases:
+            try:
+                outcome = await phase.reconcile(now)
+            except KernelError as why:
+                self._log.error("kernel-read-failed", what=phase.name, reason=str(why))
+                phase.audit_due = True
+                self._next_audit = min(self._next_audit, now + 1.0)
+                total.failed[phase.name] = why
+                continue
+            self._report(phase.name, outcome)
+            total.created += outcome.created
+            total.updated += outcome.updated
+            total.deleted += outcome.deleted
+            total.waiting.update(outcome.waiting)
+            total.failed.update(outcome.failed)
+        if total.changed or total.failed:
+            self._log.info(
+                "apply", rev=revision, created=total.created, updated=total.updated, deleted=total.deleted,
+                waiting=len(total.waiting), failed=len(total.failed), ms=round((time.perf_counter() - began) * 1e3, 1),
+            )  # fmt: skip
+        if self._in_sync and not total.failed:
+            self.applied_revision = revision
+        async with self._passed:
+            self._passed.notify_all()
+
+    def _report(self, name: str, outcome: Outcome[Any]) -> None:
+        for key in outcome.drifted:
+            self._log.warning("drift-repaired", what=name, key=str(key))
+        for key, why in outcome.failed.items():
+            self._log.error("cannot-program", what=name, key=str(key), reason=str(why))
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    async def watch_kernel(self) -> None:
+        """Follow links, addresses and routes for ever."""
+        monitor = KernelMonitor(self.links.name_of)
+        try:
+            while True:
+                for event in await monitor.read():
+                    self._on_kernel_event(event)
+        finally:
+            monitor.close()
+
+    def _on_kernel_event(self, event: KernelEvent) -> None:
+        match event:
+            case LinkEvent():
+                if self.links.on_link(event.link, event.gone):
+                    self._links_changed()
+            case AddressEvent() | Overflow():
+                self._links_changed()
+            case RouteEvent():
+                if event.port_id not in {self._sock.port_id, self._routes_sock.port_id} and self.routes.on_route_event(
+                    event.route, event.gone
+                ):
+                    what = "deleted" if event.gone else "changed"
+                    route = str(event.route.key.prefix)
+                    self._log.warning("route-drift", route=route, what=what, by=who(event.port_id))
+                    self._wake.set()
+
+    def _links_changed(self) -> None:
+        for phase in self._phases:
+            phase.on_link_change()
+        self._wake.set()
+
+    async def watch_nft(self) -> None:
+        """Follow nftables' generations for ever; look again when somebody else touched our table."""
+        monitor = NftMonitor(TABLE)
+        try:
+            while True:
+                for change in await monitor.read():
+                    if change.overflow or (change.ours_touched and change.name != THREAD_NAME):
+                        if not change.overflow:
+                            self._log.warning("nft-touched", by=f"pid {change.pid} ({change.name})")
+                        self.nft.audit_due = True
+                        self._wake.set()
+        finally:
+            monitor.close()
+
+    # --- whose is it ------------------------------------------------------------------------------------------------
+
+    def _is_workload_interface(self, name: str) -> bool:
+        return name.startswith(self.prefixes)
+
+    def _route_is_ours(self, route: Route) -> bool:
+        """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""
+        if route.protocol == RouteProtocol.FELIX:
+            return True
+        hops = route.next_hops
+        return (
+            route.protocol == RouteProtocol.BOOT
+            and bool(hops)
+            and all(self._is_workload_interface(hop.dev) for hop in hops)
+        )

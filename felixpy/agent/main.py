@@ -1,0 +1,59 @@
+"""``felixpy``: run the agent, or ask a running one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from felixpy.agent.settings import AgentSettings
+from libcalico.runtime.logs import configure_logging
+from libcalico.runtime.settings import ConfigError, load_settings
+from libcalico.runtime.supervise import EX_CONFIG, Program, run_program
+
+CONFIG_FILE = Path("/etc/felixpy/felixpy.toml")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="felixpy", description="Program this node's routes and policy from etcd.")
+    parser.add_argument("--config", type=Path, default=CONFIG_FILE, help=f"settings file (default {CONFIG_FILE})")
+    parser.add_argument("--node", help="name of this node (default NODENAME, else the host name)")
+    parser.add_argument("--run-dir", help="folder of the control socket")
+    parser.add_argument("--log-level", help="debug, info, warning or error")
+    parser.add_argument("--log-format", choices=["auto", "console", "json"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 asked to stop, 1 failure, 78 bad settings)."""
+    args = _parser().parse_args(argv)
+    overrides = {n: getattr(args, n) for n in ("node", "run_dir", "log_level", "log_format")}
+    try:
+        settings = load_settings(
+            AgentSettings, env_prefix="FELIXPY_", environ=os.environ, file=args.config, overrides=overrides
+        ).value
+        configure_logging("felixpy", settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked there
+    except (ConfigError, ValueError) as why:
+        sys.stderr.write(f"felixpy: {why}\n")
+        return EX_CONFIG
+
+    async def work(program: Program) -> None:
+        from felixpy.agent.daemon import Agent
+        from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+
+        try:
+            etcd = EtcdSettings.from_env(os.environ)
+        except ValueError as why:
+            raise ConfigError(str(why)) from None
+        store = EtcdDatastore(etcd)
+        try:
+            await Agent(program, settings, store, os.environ).run()
+        finally:
+            await store.close()
+
+    return run_program("felixpy", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What the agent must know before it can read anything from the datastore."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+
+class AgentSettings(msgspec.Struct, frozen=True):
+    """Settings of felixpy; environment ``FELIXPY_<NAME>``, file ``/etc/felixpy/felixpy.toml``.
+
+    Attributes:
+        node: Name of this node; empty: ``NODENAME``, else the host name in lower case.
+        run_dir: Control socket.
+        log_level: debug, info, warning, error.
+        log_format: auto, console, json.
+        audit_interval_s: How often all kernel state is read back.
+        status_interval_s: At most this often is status written to the datastore.
+        lease_ttl_s: How long a dead node's status stays.
+    """
+
+    node: str = ""
+    run_dir: str = "/run/calico/felixpy"
+    log_level: str = "info"
+    log_format: str = "auto"
+    audit_interval_s: float = 60.0
+    status_interval_s: float = 0.5
+    lease_ttl_s: int = 30
+
+    @property
+    def control_socket(self) -> Path:
+        return Path(self.run_dir) / "control.sock"
+
+
+def node_name(configured: str, environ: Mapping[str, str]) -> str:
+    """The node's name as calico-node finds it: NODENAME, else HOSTNAME or the host name, in lower case."""
+    return configured or environ.get("NODENAME", "").strip() or socket.gethostname().strip().lower()

@@ -1,0 +1,127 @@
+"""StatusReporter: what the node tells the cluster, rate-limited, and never in the way of the work.
+
+Written: Calico's endpoint status and Felix's liveness under their keys; under our own root, bound to a lease, the
+revision that the kernel now matches, and the objects that cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from felixpy.calc.graph import CalcGraph
+from felixpy.calc.types import EndpointId
+from libcalico.clock import Clock
+from libcalico.datastore.api import Datastore
+from libcalico.datastore.errors import DatastoreError
+from libcalico.datastore.lease import LeaseKeeper
+from libcalico.model.keys import OWN_ROOT, FelixStatusKey, WorkloadStatusKey
+from libcalico.runtime.logs import get_logger
+
+MAX_PROBLEMS = 1000
+
+
+def node_key(node: str) -> str:
+    """Where a node's own status stands."""
+    return f"{OWN_ROOT}nodes/{node}/felixpy"
+
+
+class StatusReporter:
+    """Write status whenever it has changed, at most every ``interval_s``."""
+
+    def __init__(
+        self, store: Datastore, keeper: LeaseKeeper, graph: CalcGraph, clock: Clock, *,
+        applied: Callable[[], int], failures: Callable[[], dict[str, str]], is_up: Callable[[str], bool],
+        interval_s: float,
+    ) -> None:  # fmt: skip
+        self._store, self._keeper, self._graph, self._clock = store, keeper, graph, clock
+        self._applied, self._failures, self._is_up = applied, failures, is_up
+        self._interval_s = interval_s
+        self._written: dict[str, str] = {}
+        self._known: dict[EndpointId, str] = {}
+        self._adopted = False
+        self._started = clock.monotonic()
+        self._next_liveness = 0.0
+        self._first = True
+        self._log = get_logger("status")
+        self._news = asyncio.Event()
+
+    def kick(self) -> None:
+        """Something may have changed."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            try:
+                await asyncio.wait_for(self._news.wait(), 10.0)
+            except TimeoutError:
+                pass
+            self._news.clear()
+            self._keeper.put(node_key(self._graph.node), json.dumps(self.summary()).encode())
+            try:
+                await self._write_endpoints()
+                await self._write_liveness()
+            except DatastoreError as why:
+                self._log.debug("status-not-written", reason=str(why))
+                self._news.set()
+            await asyncio.sleep(self._interval_s)
+
+    def summary(self) -> dict[str, Any]:
+        """The node's state as one object."""
+        problems = self._graph.problems.items()
+        return {
+            "node": self._graph.node,
+            "appliedRevision": self._applied(),
+            "endpoints": len(self._graph.endpoints),
+            "policies": len(self._graph.resolver.policies),
+            "problemCount": len(problems),
+            "problems": [
+                {"key": key, "object": p.object, "reason": p.reason, "modRevision": p.mod_revision, "closed": p.closed}
+                for key, p in problems[:MAX_PROBLEMS]
+            ],
+            "failures": self._failures(),
+        }
+
+    async def _write_endpoints(self) -> None:
+        config = self._graph.config.get("felix")
+        if config is None or not config.endpoint_reporting_enabled:
+            return
+        region = f"region-{config.openstack_region}" if config.openstack_region else "no-region"
+        wanted: dict[str, str] = {}
+        for endpoint, state in self._graph.endpoints.items():
+            key = WorkloadStatusKey(
+                self._graph.node, endpoint.orchestrator, endpoint.workload, endpoint.endpoint, region
+            )
+            wanted[key.path] = "up" if self._is_up(state.interface) else "down"
+        if not self._adopted:  # a former run may have left status of endpoints that are gone
+            page = await self._store.list(f"/calico/felix/v2/{region}/host/{self._graph.node}/workload/")
+            self._written = dict.fromkeys((item.key for item in page.items), "")
+            self._adopted = True
+        for path in self._written.keys() - wanted.keys():
+            await self._store.delete(path)
+            del self._written[path]
+        for path, status in wanted.items():
+            if self._written.get(path) != status:
+                await self._store.put(path, json.dumps({"status": status}, separators=(",", ":")).encode())
+                self._written[path] = status
+
+    async def _write_liveness(self) -> None:
+        """Felix's own heartbeat, with a TTL, and the copy that stays."""
+        config = self._graph.config.get("felix")
+        now = self._clock.monotonic()
+        if config is None or config.reporting_interval_s <= 0 or now < self._next_liveness:
+            return
+        self._next_liveness = now + config.reporting_interval_s
+        value = {
+            "time": self._clock.utc().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "uptime": round(now - self._started, 2),
+            "first_update": self._first,
+        }
+        text = json.dumps(value, separators=(",", ":")).encode()
+        lease = await self._store.lease_grant(int(config.reporting_ttl_s))
+        await self._store.put(FelixStatusKey(self._graph.node).path, text, lease=lease)
+        await self._store.put(FelixStatusKey(self._graph.node, last_reported=True).path, text)
+        self._first = False
