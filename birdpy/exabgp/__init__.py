@@ -1,0 +1,1 @@
+"""ExaBGP as our speaker: its process, its pipe, its language."""

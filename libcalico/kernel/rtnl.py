@@ -47,7 +47,7 @@ _U32 = struct.Struct("=I")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
 _RTA_TABLE, _RTA_VIA, _RTAX_MTU = 15, 18, 2
 _RTNH_F_ONLINK = 4
-_RTM_F_CLONED = 0x200
+_RTM_F_CLONED, _RTM_F_FIB_MATCH = 0x200, 0x2000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 4, 16, 18, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -180,6 +180,17 @@ class RtnlSocket:
                 if not interrupted:
                     return found
         raise KernelError("the dump was interrupted five times", errno.EINTR)
+
+    async def get(self, kind: int, payload: bytes) -> bytes | None:
+        """Ask for one object; return its payload, or None when the kernel knows none."""
+        async with self._lock:
+            self._sequence += 1
+            length = _HEADER.size + len(payload)
+            self._sock.send(_HEADER.pack(length, kind, NLM_F_REQUEST, self._sequence, 0) + payload)
+            for answer, _, sequence, body in self._receive():
+                if sequence == self._sequence:
+                    return None if answer == NLMSG_ERROR else body
+        return None
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         while True:
@@ -390,8 +401,8 @@ def _hop_order(hop: NextHop) -> tuple[str, int, int]:
 
 
 def lookup_request(addr: Addr) -> bytes:
-    """RTM_GETROUTE for one destination: where would a packet go."""
-    head = _RTMSG.pack(_AF[addr.family], addr.family.bits, 0, 0, 0, 0, 0, 0, 0)
+    """RTM_GETROUTE for one destination: which route of the FIB would a packet take (Linux 4.13)."""
+    head = _RTMSG.pack(_AF[addr.family], addr.family.bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
     return head + attribute(_RTA_DST, addr.packed)
 
 

@@ -1,0 +1,223 @@
+"""ExaBGP's language: its JSON events as values, and our announcements as its commands.
+
+Source: ExaBGP 5.0, reactor/api/response/json.py and reactor/api/command; checked against a running one in
+tests/interop/birdpy.  Commands are made from typed values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from birdpy.rib.path import AsSegment, Attributes, Origin
+from birdpy.rib.speaker import Announcement
+from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
+
+_PREFIXES_PER_COMMAND = 100
+_FAMILIES = {"ipv4 unicast": IPV4, "ipv6 unicast": IPV6, "ipv4/unicast": IPV4, "ipv6/unicast": IPV6}
+_ORIGINS = {"igp": Origin.IGP, "egp": Origin.EGP, "incomplete": Origin.INCOMPLETE}
+_ORIGIN_WORDS = {origin: word for word, origin in _ORIGINS.items()}
+
+
+class PeerOpened(msgspec.Struct, frozen=True):
+    """The peer's OPEN."""
+
+    peer: str
+    router_id: str
+    restart_time_s: int
+
+
+class PeerState(msgspec.Struct, frozen=True):
+    """``state``: connected, up or down; the reason of the latter."""
+
+    peer: str
+    state: str
+    reason: str = ""
+
+
+class PeerFsm(msgspec.Struct, frozen=True):
+    """A step of the peer's state machine (RFC 4271 section 8), for display."""
+
+    peer: str
+    state: str
+
+
+class PeerUpdate(msgspec.Struct, frozen=True):
+    """Routes announced and withdrawn."""
+
+    peer: str
+    announced: list[Announcement]
+    withdrawn: list[tuple[Prefix, int]]
+
+
+class PeerEndOfRib(msgspec.Struct, frozen=True):
+    """The peer has sent all it had of one family."""
+
+    peer: str
+    family: Family
+
+
+class PeerNotification(msgspec.Struct, frozen=True):
+    """A NOTIFICATION was received or sent."""
+
+    peer: str
+    text: str
+
+
+Event = PeerOpened | PeerState | PeerFsm | PeerUpdate | PeerEndOfRib | PeerNotification
+
+
+class CodecError(ValueError):
+    """A line that is no event we understand."""
+
+
+_decoder = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode(line: bytes) -> Event | None:
+    """Read one line; None for events that say nothing to us.  Raises CodecError."""
+    if not line.startswith(b"{"):
+        return None  # acknowledgements and words of farewell
+    try:
+        event = _decoder.decode(line)
+        kind = event.get("type")
+        peer = str(event["neighbor"]["address"]["peer"]) if "neighbor" in event else ""
+        if kind == "update":
+            return _update(peer, event["neighbor"]["message"])
+        if kind == "state":
+            return PeerState(peer, event["neighbor"]["state"], str(event["neighbor"].get("reason", "")))
+        if kind == "fsm":
+            return PeerFsm(peer, event["neighbor"]["state"])
+        if kind == "open" and event["neighbor"].get("direction") == "receive":
+            return _opened(peer, event["neighbor"]["open"])
+        if kind == "notification" and peer:
+            return PeerNotification(peer, _notification(event["neighbor"]))
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as why:
+        raise CodecError(f"{type(why).__name__}: {why}") from None
+    return None
+
+
+def _opened(peer: str, message: dict[str, Any]) -> PeerOpened:
+    restart = message.get("capabilities", {}).get("64", {})
+    return PeerOpened(peer, str(message["router_id"]), int(restart.get("time", 0)) if restart else 0)
+
+
+def _notification(neighbor: dict[str, Any]) -> str:
+    message = neighbor.get("notification") or neighbor.get("message", {}).get("notification") or {}
+    if not isinstance(message, dict):
+        return str(message)
+    return f"code {message.get('code')}/{message.get('subcode')} {message.get('message', '')}".strip()
+
+
+def _update(peer: str, message: dict[str, Any]) -> Event | None:
+    if "eor" in message:
+        family = _FAMILIES.get(f"{message['eor']['afi']} {message['eor']['safi']}")
+        return None if family is None else PeerEndOfRib(peer, family)
+    update = message.get("update", {})
+    announced: list[Announcement] = []
+    base = update.get("attribute", {})
+    for family_name, by_next_hop in update.get("announce", {}).items():
+        if family_name not in _FAMILIES:
+            continue
+        for next_hop, routes in by_next_hop.items():
+            attributes = _attributes(base, next_hop)
+            announced += [(*_nlri(route), attributes) for route in routes]
+    withdrawn = [
+        _nlri(route)
+        for family_name, routes in update.get("withdraw", {}).items()
+        if family_name in _FAMILIES
+        for route in routes
+    ]
+    return PeerUpdate(peer, announced, withdrawn)
+
+
+def _nlri(route: Any) -> tuple[Prefix, int]:
+    if isinstance(route, str):
+        return _prefix(route), 0
+    path_id = route.get("path-information", "")
+    return _prefix(route["nlri"]), Addr.parse(path_id).value if path_id else 0
+
+
+@lru_cache(maxsize=65536)
+def _prefix(text: str) -> Prefix:
+    return Prefix.parse(text, strict=False)
+
+
+def _attributes(base: dict[str, Any], next_hop: str) -> Attributes:
+    return Attributes(
+        # a link-local next hop may follow the global one
+        next_hop=Addr.parse(next_hop.split(maxsplit=1)[0]),
+        origin=_ORIGINS.get(base.get("origin", "incomplete"), Origin.INCOMPLETE),
+        as_path=_as_path(base.get("as-path")),
+        local_pref=base.get("local-preference"),
+        med=base.get("med"),
+        communities=tuple(_joined(c) for c in base.get("community", ())),
+        large_communities=tuple(_joined(c) for c in base.get("large-community", ())),
+        originator_id=str(base.get("originator-id", "")),
+        cluster_list=tuple(str(c) for c in base.get("cluster-list", ())),
+    )
+
+
+def _joined(community: Any) -> str:
+    return ":".join(map(str, community)) if isinstance(community, list) else str(community)
+
+
+def _as_path(value: Any) -> tuple[AsSegment, ...]:
+    if not value:
+        return ()
+    if isinstance(value, list):
+        return (AsSegment(False, tuple(value)),)
+    segments = [value[index] for index in sorted(value, key=int)]
+    return tuple(AsSegment("set" in s["element"], tuple(s["value"])) for s in segments if s["value"])
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def announce(peer: Addr, routes: Iterable[tuple[Prefix, Attributes]]) -> list[str]:
+    """Commands that announce routes to one peer; prefixes with the same attributes go together."""
+    grouped: dict[Attributes, list[Prefix]] = {}
+    for prefix, attributes in routes:
+        grouped.setdefault(attributes, []).append(prefix)
+    return [
+        f"neighbor {peer} announce attributes {_attribute_words(attributes)} nlri {' '.join(map(str, chunk))}"
+        for attributes, prefixes in grouped.items()
+        for chunk in _chunks(prefixes)
+    ]
+
+
+def withdraw(peer: Addr, prefixes: Iterable[Prefix]) -> list[str]:
+    """Commands that take routes back."""
+    return [f"neighbor {peer} withdraw route {prefix} next-hop self" for prefix in prefixes]
+
+
+def end_of_rib(peer: Addr, family: Family) -> str:
+    """The command that sends End-of-RIB (RFC 4724 section 2)."""
+    return f"neighbor {peer} announce eor ipv{family.value} unicast"
+
+
+def _chunks(prefixes: Sequence[Prefix]) -> Iterable[Sequence[Prefix]]:
+    for start in range(0, len(prefixes), _PREFIXES_PER_COMMAND):
+        yield prefixes[start : start + _PREFIXES_PER_COMMAND]
+
+
+def _attribute_words(a: Attributes) -> str:
+    words = [f"origin {_ORIGIN_WORDS[a.origin]}", f"next-hop {a.next_hop or 'self'}"]
+    # AS_SETs are deprecated (RFC 9774); their members are kept, as a sequence, for loop detection
+    words.append("as-path [ " + " ".join(map(str, a.asns)) + " ]" if a.asns else "as-path [ ]")
+    if a.local_pref is not None:
+        words.append(f"local-preference {a.local_pref}")
+    if a.med is not None:
+        words.append(f"med {a.med}")
+    if a.communities:
+        words.append(f"community [ {' '.join(a.communities)} ]")
+    if a.large_communities:
+        words.append(f"large-community [ {' '.join(a.large_communities)} ]")
+    if a.originator_id:
+        words.append(f"originator-id {a.originator_id}")
+    if a.cluster_list:
+        words.append(f"cluster-list [ {' '.join(a.cluster_list)} ]")
+    return " ".join(words)

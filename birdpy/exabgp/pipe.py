@@ -1,0 +1,99 @@
+"""ApiPipe: the two ends of ExaBGP's helper pipe, handed over by the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from libcalico.runtime.logs import get_logger
+
+_LIMIT_BYTES = 16 * 1024 * 1024  # of one line; the largest UPDATE as JSON is far below
+
+
+class ApiPipe:
+    """Serves the unix socket, and one ExaBGP at a time.
+
+    ``on_open`` is called when an ExaBGP has come, ``on_line`` with each of its lines, ``on_close`` when it has gone.
+    """
+
+    def __init__(
+        self, path: Path, on_open: Callable[[], None], on_line: Callable[[bytes], None], on_close: Callable[[], None]
+    ) -> None:
+        self._path = path
+        self._on_open, self._on_line, self._on_close = on_open, on_line, on_close
+        self._writer: asyncio.StreamWriter | None = None
+        self._log = get_logger("exabgp-pipe")
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as server:
+            server.bind(str(self._path))
+            self._path.chmod(0o600)
+            server.listen(4)
+            while True:
+                relay, _ = await loop.sock_accept(server)
+                with relay:
+                    fds = await self._receive_fds(relay)
+                    if fds is not None:
+                        await self._serve(*fds)
+
+    async def _receive_fds(self, relay: socket.socket) -> tuple[int, int] | None:
+        """Standard input and output of the relay, that is: what ExaBGP writes to, and what it reads from."""
+        relay.setblocking(False)
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(relay, readable.set)
+        try:
+            await asyncio.wait_for(readable.wait(), 5)
+            _, fds, _, _ = socket.recv_fds(relay, 16, 2)
+        except (TimeoutError, OSError) as why:
+            self._log.warning("relay-handed-over-nothing", reason=str(why))
+            return None
+        finally:
+            loop.remove_reader(relay)
+        if len(fds) != 2:
+            for fd in fds:
+                os.close(fd)
+            return None
+        return fds[0], fds[1]
+
+    async def _serve(self, from_exabgp: int, to_exabgp: int) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=_LIMIT_BYTES)
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_exabgp, "rb", 0)
+        )
+        write_transport, write_protocol = await loop.connect_write_pipe(
+            asyncio.streams.FlowControlMixin, os.fdopen(to_exabgp, "wb", 0)
+        )
+        self._writer = asyncio.StreamWriter(write_transport, write_protocol, None, loop)
+        self._on_open()
+        try:
+            while line := await reader.readline():
+                self._on_line(line)
+        except ValueError:
+            self._log.error("exabgp-line-too-long")
+        finally:
+            self._writer = None
+            transport.close()
+            write_transport.abort()
+            self._on_close()
+
+    async def send(self, commands: list[str]) -> bool:
+        """Write commands and wait until the pipe has taken them; False when there is no ExaBGP."""
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return False
+        with contextlib.suppress(ConnectionError, BrokenPipeError):
+            for start in range(0, len(commands), 200):
+                writer.write("".join(f"{command}\n" for command in commands[start : start + 200]).encode())
+                await writer.drain()
+            return True
+        return False

@@ -1,0 +1,140 @@
+"""ExabgpProcess: ExaBGP as a supervised child, configured by its environment, writing nowhere.
+
+It is killed, not asked, when we stop or restart it: asked to stop it would send NOTIFICATION Cease, and the peers
+would drop our routes at once, where a broken connection makes them keep the routes for the restart time (RFC 4724).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import pwd
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from libcalico.runtime.logs import get_logger
+
+_PR_SET_PDEATHSIG = 1
+_BACKOFF_FIRST_S, _BACKOFF_MOST_S, _HEALTHY_S = 0.2, 5.0, 10.0
+_NOISE = re.compile(r"route (added|removed)|statistics|connection to .* closed")
+
+
+def _die_with_parent() -> None:
+    """An orphan would keep port 179 and talk for nobody."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def exabgp_environment(listen_addresses: list[str], listen_port: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """ExaBGP's settings as environment variables; no file is read or written."""
+    settings = {
+        "exabgp.daemon.user": pwd.getpwuid(os.geteuid()).pw_name,
+        "exabgp.daemon.drop": "false",
+        "exabgp.daemon.daemonize": "false",
+        "exabgp.api.ack": "false",
+        "exabgp.api.cli": "false",
+        "exabgp.api.respawn": "true",
+        "exabgp.api.terminate": "true",  # without us it must not go on telling peers what was true once
+        "exabgp.tcp.bind": " ".join(listen_addresses),
+        "exabgp.tcp.port": str(listen_port),
+        "exabgp.reactor.speed": "0.1",  # output is paced by the loop: 3k routes/s at 1.0, over 7k/s at 0.1
+        "exabgp.log.destination": "stdout",
+        "exabgp.log.level": "WARNING",
+        "exabgp.log.short": "true",
+    }
+    kept = {k: v for k, v in environ.items() if k in {"PATH", "LANG", "HOME", "PYTHONDONTWRITEBYTECODE"}}
+    return {**kept, **settings, "PYTHONUNBUFFERED": "1"}
+
+
+class ExabgpProcess:
+    """Keeps one ExaBGP running."""
+
+    def __init__(self, config: Path, run_dir: Path) -> None:
+        self._config, self._run_dir = config, run_dir
+        self._process: asyncio.subprocess.Process | None = None
+        self._log = get_logger("exabgp")
+        self._wanted = asyncio.Event()
+        self._environment: dict[str, str] = {}
+        self.starts = 0
+        self.last_exit = ""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Let it run, with this environment; a running one with another environment is started anew."""
+        changed = dict(environment) != self._environment
+        self._environment = dict(environment)
+        if changed and self._wanted.is_set():
+            self.kill()
+        self._wanted.set()
+
+    def suspend(self) -> None:
+        """There is nothing to speak about: end it, and wait for :meth:`start`."""
+        self._wanted.clear()
+        self.kill()
+
+    def reload(self) -> None:
+        """Make it read its configuration again; sessions that did not change stay."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGUSR1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+
+    async def run(self) -> None:
+        """Start it, and again whenever it ends, with back-off; for ever."""
+        loop = asyncio.get_running_loop()
+        backoff = _BACKOFF_FIRST_S
+        try:
+            while True:
+                await self._wanted.wait()
+                began = loop.time()
+                await self._run_once()
+                if not self._wanted.is_set():
+                    continue
+                backoff = _BACKOFF_FIRST_S if loop.time() - began > _HEALTHY_S else min(backoff * 2, _BACKOFF_MOST_S)
+                self._log.warning("exabgp-ended", how=self.last_exit, again_in_s=backoff)
+                await asyncio.sleep(backoff)
+        finally:
+            self.kill()
+
+    async def _run_once(self) -> None:
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "exabgp", "server", str(self._config),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            env=self._environment, cwd=self._run_dir, start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        self.starts += 1
+        self._log.info("exabgp-started", pid=self._process.pid)
+        try:
+            await self._follow(self._process)
+            code = await self._process.wait()
+            self.last_exit = f"signal {-code}" if code < 0 else f"status {code}"
+        finally:
+            self.kill()
+            self._process = None
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+        """Log what it says; always read, so that it never blocks on us."""
+        assert process.stdout is not None  # noqa: S101
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line without end: skip what the buffer held
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").strip()
+            if text and not _NOISE.search(text):
+                self._log.info("exabgp-says", text=text)
