@@ -1,0 +1,242 @@
+"""The daemon's tasks, wired: ExaBGP's events → speaker → kernel, and back to ExaBGP.
+
+One task thinks; the others only feed it and wake it.  ExaBGP's death, or ours, changes nothing in the kernel: routes
+go when a peer takes them back, or when its restart time has run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from datetime import UTC, datetime
+
+from birdpy.agent import show
+from birdpy.agent.kernel import KernelSync
+from birdpy.agent.sessions import Announcer, Session
+from birdpy.agent.settings import BirdpySettings
+from birdpy.exabgp import codec
+from birdpy.exabgp.pipe import ApiPipe
+from birdpy.exabgp.process import ExabgpProcess, exabgp_environment
+from birdpy.rib.speaker import Speaker, SpeakerError
+from libcalico.clock import SystemClock
+from libcalico.model.speaker import SpeakerConfig, decode_speaker_config
+from libcalico.net import Addr
+from libcalico.runtime.control import ControlError, ControlServer
+from libcalico.runtime.logs import get_logger
+from libcalico.runtime.supervise import Program, until_stopped
+
+
+class Daemon:
+    """One node's BGP daemon."""
+
+    def __init__(self, program: Program, settings: BirdpySettings) -> None:
+        self._program, self.settings = program, settings
+        self._log = get_logger("birdpy")
+        self._clock = SystemClock()
+        self._started = self._clock.monotonic()
+        self.speaker = Speaker()
+        self.sessions: dict[str, Session] = {}
+        self._by_address: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._pipe = ApiPipe(settings.api_socket, self._exabgp_came, self._on_line, self._exabgp_went)
+        self.process = ExabgpProcess(settings.exabgp_file, settings.api_socket.parent)
+        self._announcer = Announcer(self.speaker, self._pipe, self.sessions)
+        self.kernel: KernelSync | None = None
+        self._exabgp_text = b""
+        self._swept = False
+        self.config_error = ""
+        self.bad_lines = 0
+
+    async def run(self) -> None:
+        """Work until asked to stop; routes stay in the kernel."""
+        handlers = {"configure": self._configure_command, **show.commands(self)}
+        async with ControlServer(self.settings.control_socket, handlers):
+            await until_stopped(self._program, self._work())
+        if self.kernel is not None:
+            self.kernel.close()
+        self._log.info("stopped", note="routes stay in the kernel")
+
+    async def _work(self) -> None:
+        await self._first_configuration()
+        interval = self.settings.audit_interval_s
+        self.kernel = KernelSync(self.speaker, self._clock, audit_interval_s=interval, kick=self._wake.set)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._pipe.run(), name="exabgp-pipe")
+            tasks.create_task(self.process.run(), name="exabgp")
+            tasks.create_task(self.kernel.watch(), name="watch-kernel")
+            tasks.create_task(self._announcer.run(), name="announce")
+            tasks.create_task(self._think(self.kernel), name="think")
+            tasks.create_task(self._reloads(), name="reload")
+
+    # --- configuration ----------------------------------------------------------------------------------------------
+
+    async def _first_configuration(self) -> None:
+        """Wait for confd's first files."""
+        while True:
+            try:
+                self.configure()
+            except ControlError as why:
+                self._program.status(f"waiting for a configuration: {why}")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._program.reload.wait(), 0.5)
+                self._program.reload.clear()
+            else:
+                return
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._program.reload.wait()
+            self._program.reload.clear()
+            with contextlib.suppress(ControlError):
+                self.configure()
+
+    async def _configure_command(self, _: dict[str, object]) -> str:
+        self.configure()
+        return f"configured, revision {self.speaker.config.revision}"
+
+    def configure(self) -> None:
+        """Read both files and take them; a refused one leaves the running one in force.  Raises ControlError."""
+        try:
+            config = decode_speaker_config(self.settings.speaker_file.read_bytes())
+            text = self.settings.exabgp_file.read_bytes()
+            self.speaker.configure(config)
+        except (OSError, ValueError, SpeakerError) as why:
+            self.config_error = f"{self.settings.speaker_file}: {why}"
+            self._log.error("configuration-refused", reason=self.config_error)
+            raise ControlError(self.config_error) from None
+        self.config_error = ""
+        self._change_sessions(config)
+        self._start_exabgp(config, text)
+        self._log.info("configured", rev=config.revision, peers=len(config.peers), blocks=len(config.blocks))
+        self._wake.set()
+
+    def _change_sessions(self, config: SpeakerConfig) -> None:
+        wanted = {peer.name: Addr.parse(peer.address) for peer in config.peers}
+        for name in self.sessions.keys() - wanted.keys():
+            del self.sessions[name]
+        for name, address in wanted.items():
+            if name not in self.sessions or self.sessions[name].address != address:
+                self.sessions[name] = Session(address)
+        self._by_address = {str(s.address): name for name, s in self.sessions.items()}
+
+    def _start_exabgp(self, config: SpeakerConfig, text: bytes) -> None:
+        """Start it, or make it reload if its own file changed; without peers it has nothing to do."""
+        changed, self._exabgp_text = text != self._exabgp_text, text
+        if not config.peers:
+            self.process.suspend()
+            return
+        listen = config.listen_addresses or ["0.0.0.0"]  # noqa: S104  # bindMode None: all addresses
+        self.process.start(exabgp_environment(listen, config.listen_port, os.environ))
+        if changed and self.process.pid is not None:
+            self.process.reload()
+
+    # --- ExaBGP's events --------------------------------------------------------------------------------------------
+
+    def _exabgp_came(self) -> None:
+        self._log.info("exabgp-connected", pid=self.process.pid)
+        self._announcer.new_exabgp()
+        self._wake.set()
+
+    def _exabgp_went(self) -> None:
+        """Sessions are gone with it; what the peers told stays in force until they tell anew."""
+        self._log.warning("exabgp-gone", note="routes stay")
+        for name in self.sessions:
+            self._peer_lost(name, "ExaBGP ended", keep_s=self.settings.restart_time_s)
+
+    def _on_line(self, line: bytes) -> None:
+        try:
+            event = codec.decode(line)
+        except codec.CodecError as why:
+            self.bad_lines += 1
+            self._log.error("exabgp-event-not-understood", reason=str(why), line=line[:200].decode(errors="replace"))
+            return
+        if event is None:
+            return
+        name = self._by_address.get(event.peer)
+        if name is not None:
+            self._on_event(name, event)
+            self._wake.set()
+
+    def _on_event(self, name: str, event: codec.Event) -> None:
+        session = self.sessions[name]
+        match event:
+            case codec.PeerUpdate():
+                self.speaker.update(name, event.announced, event.withdrawn)
+            case codec.PeerEndOfRib():
+                self.speaker.end_of_rib(name, event.family)
+            case codec.PeerOpened():
+                session.router_id, session.restart_time_s = event.router_id, event.restart_time_s
+            case codec.PeerState(state="up"):
+                self._peer_up(name, session)
+            case codec.PeerState(state="down"):
+                self._peer_down(name, session, event.reason)
+            case codec.PeerNotification():
+                session.last_error = event.text
+            case codec.PeerFsm():
+                session.fsm = event.state.capitalize()
+            case codec.PeerState():
+                pass
+
+    def _peer_up(self, name: str, session: Session) -> None:
+        peer = self.speaker.peers[name]
+        session.state, session.since = "up", datetime.now(UTC)
+        session.owes_end_of_rib = {peer.address.family}
+        router_id = Addr.parse(session.router_id).value if session.router_id else 0
+        self.speaker.peer_up(name, router_id, (peer.address.family,))
+        self._log.info("peer-up", peer=name, address=str(session.address))
+
+    def _peer_down(self, name: str, session: Session, reason: str) -> None:
+        """A peer that could restart gracefully keeps its routes, unless it or we said goodbye."""
+        if session.state != "up":
+            session.last_error = session.last_error or reason
+            return
+        goodbye = "notification" in reason.lower() or "hold" in reason.lower() or "shutting down" in reason.lower()
+        keep = 0.0 if goodbye else min(float(session.restart_time_s), self.settings.restart_time_s)
+        self._peer_lost(name, reason, keep)
+
+    def _peer_lost(self, name: str, reason: str, keep_s: float) -> None:
+        session = self.sessions[name]
+        if session.state == "up":
+            self._log.warning("peer-down", peer=name, reason=reason, routes_kept_s=keep_s)
+            session.since = datetime.now(UTC)
+            self.speaker.peer_down(name, self._clock.monotonic(), keep_s)
+        session.state, session.fsm, session.last_error = "start", "Idle", reason
+        self._announcer.peer_lost(name)
+        self._wake.set()
+
+    # --- thinking ---------------------------------------------------------------------------------------------------
+
+    async def _think(self, kernel: KernelSync) -> None:
+        while True:
+            self._wake.clear()
+            now = self._clock.monotonic()
+            self.speaker.tick(now)
+            await kernel.learn()
+            self.speaker.flush()
+            await kernel.learn()  # next hops that only this pass made interesting
+            self.speaker.flush()
+            self._announcer.take_changes()
+            self._sweep_when_told(kernel, now)
+            await kernel.program()
+            self._report()
+            due = [kernel.next_due(), now + 5.0]
+            if (tick := self.speaker.next_tick()) is not None:
+                due.append(tick)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, min(due) - self._clock.monotonic()))
+
+    def _sweep_when_told(self, kernel: KernelSync, now: float) -> None:
+        """A former run's routes stay until the peers have had their say."""
+        if self._swept:
+            return
+        if self.speaker.all_peers_told_everything() or now - self._started > self.settings.sweep_after_s:
+            self._swept = True
+            kernel.start_sweep()
+            self._log.info("synchronised", routes=len(self.speaker.fib))
+
+    def _report(self) -> None:
+        self._program.alive()
+        up = sum(1 for s in self.sessions.values() if s.state == "up")
+        trouble = ", configuration refused" if self.config_error else ""
+        self._program.ready(f"{up}/{len(self.sessions)} sessions up, {len(self.speaker.fib)} routes{trouble}")

@@ -1,0 +1,45 @@
+"""Settings of birdpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class BirdpySettings(msgspec.Struct, frozen=True):
+    """Environment ``BIRDPY_<NAME>``, file ``/etc/felixpy/birdpy.toml``.
+
+    Attributes:
+        config_dir: Where confd writes ``speaker.json`` and ``exabgp.conf``.
+        run_dir: Control socket, ExaBGP's socket, saved state.
+        log_level: debug, info, warning, error.
+        log_format: auto, console, json.
+        restart_time_s: How long a lost peer's routes stay in force (RFC 4724), also over our own restart.
+        sweep_after_s: A former run's routes go when all peers have told everything, but at the latest after this.
+        audit_interval_s: How often the kernel's routes are read back.
+    """
+
+    config_dir: str = "/var/lib/calico/birdpy"
+    run_dir: str = "/run/calico/birdpy"
+    log_level: str = "info"
+    log_format: str = "auto"
+    restart_time_s: float = 120.0
+    sweep_after_s: float = 120.0
+    audit_interval_s: float = 60.0
+
+    @property
+    def control_socket(self) -> Path:
+        return Path(self.run_dir) / "control.sock"
+
+    @property
+    def api_socket(self) -> Path:
+        return Path(self.run_dir) / "exabgp.sock"
+
+    @property
+    def speaker_file(self) -> Path:
+        return Path(self.config_dir) / "speaker.json"
+
+    @property
+    def exabgp_file(self) -> Path:
+        return Path(self.config_dir) / "exabgp.conf"
