@@ -1,0 +1,1 @@
+"""confd: watch a datastore, render templates, check, swap, reload."""

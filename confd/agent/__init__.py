@@ -1,0 +1,1 @@
+"""confd, the daemon and the command."""

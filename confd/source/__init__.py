@@ -1,0 +1,105 @@
+"""Sources of what templates see: keys from etcd or files, or the typed BGP view of Calico's data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from confd.context.bgp import BgpContext, BgpStore
+from confd.render import key_functions
+from libcalico.datastore.sync_api import SyncBatch
+
+
+class Source(Protocol):
+    """Holds the present state, and makes of it what templates see."""
+
+    def take(self, batch: SyncBatch) -> bool:
+        """Take updates; True if what templates see may have changed."""
+        ...
+
+    def values(self) -> dict[str, Any] | None:
+        """The template variables; None: not enough is known yet (:meth:`waiting_for` says what)."""
+        ...
+
+    def waiting_for(self) -> str: ...
+
+    def problems(self) -> Mapping[str, str]:
+        """Objects that could not be used: key to reason."""
+        ...
+
+
+class CalicoSource:
+    """Backend ``calico``: this node's BGP configuration."""
+
+    def __init__(self, node: str, router_id: str, extra: Mapping[str, Any]) -> None:
+        self._store = BgpStore(node)
+        self._router_id, self._extra = router_id, dict(extra)
+        self._problems: dict[str, str] = {}
+
+    def take(self, batch: SyncBatch) -> bool:
+        changed = False
+        for update in batch.updates:
+            changed = self._store.on_update(update.key, update.value) or changed
+        return changed
+
+    def values(self) -> dict[str, Any] | None:
+        context = BgpContext(self._store, self._router_id)
+        config = context.build()
+        self._problems = context.problems
+        return None if config is None else {"bgp": config, **self._extra}
+
+    def waiting_for(self) -> str:
+        return f"a Node object {self._store.node} with spec.bgp"
+
+    def problems(self) -> Mapping[str, str]:
+        return self._problems
+
+
+class KeySource:
+    """Backend ``etcd``: keys as they are, for ``getv`` and its kin."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+
+    def take(self, batch: SyncBatch) -> bool:
+        for update in batch.updates:
+            if update.value is None:
+                self._keys.pop(update.key, None)
+            else:
+                self._keys[update.key] = update.value.decode("utf-8", "replace")
+        return bool(batch.updates)
+
+    def values(self) -> dict[str, Any] | None:
+        return key_functions(self._keys)
+
+    def waiting_for(self) -> str:
+        return "nothing"
+
+    def problems(self) -> Mapping[str, str]:
+        return {}
+
+
+def read_files(paths: list[Path]) -> dict[str, str]:
+    """Backend ``file``: YAML or JSON documents as keys ``/a/b/c``.  Raises ValueError, OSError."""
+    keys: dict[str, str] = {}
+
+    def walk(place: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(f"{place}/{name}", inner)
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                walk(f"{place}/{index}", inner)
+        else:
+            keys[place] = value if isinstance(value, str) else json.dumps(value)
+
+    for path in paths:
+        try:
+            walk("", yaml.safe_load(path.read_text()))
+        except yaml.YAMLError as why:
+            raise ValueError(f"{path}: {why}") from None
+    return keys

@@ -1,0 +1,154 @@
+"""The work: take updates, render every resource, publish what differs; again on every change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from confd.agent.settings import ConfdSettings
+from confd.publisher import Publisher, PublishError
+from confd.render import Renderer, RenderError
+from confd.resource import load_resources
+from confd.source import Source
+from libcalico.datastore.mailbox import Mailbox
+from libcalico.runtime.logs import get_logger
+from libcalico.runtime.supervise import Program
+
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.5, 30.0
+
+
+class Confd:
+    """One confd; ``onetime`` ends after the first complete pass."""
+
+    def __init__(self, settings: ConfdSettings, source: Source, mailbox: Mailbox, program: Program | None) -> None:
+        self._settings, self._source, self._mailbox, self._program = settings, source, mailbox, program
+        self._log = get_logger("confd")
+        self._renderer = Renderer(jinja2.FileSystemLoader(settings.folder / "templates"))
+        self._publishers: list[Publisher] = []
+        self._known_problems: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.renders = 0
+        self.changes = 0
+        self.revision = 0
+        self.load_resources()
+
+    def load_resources(self) -> None:
+        """Read conf.d (again)."""
+        s = self._settings
+        resources, errors = load_resources(s.folder / "conf.d", Path(s.output_dir), s.prefix)
+        for error in errors:
+            self._log.error("resource-unusable", reason=error)
+        self.failures = {"conf.d": "; ".join(errors)} if errors else {}
+        python = sys.executable
+        self._publishers = []
+        for resource in resources:
+            check = resource.check_cmd.replace("{{python}}", python)
+            filled = dataclasses.replace(resource, check_cmd=check)
+            self._publishers.append(Publisher(filled, noop=s.noop, keep_stage_file=s.keep_stage_file))
+
+    async def run(self) -> int:
+        """Work until cancelled; with ``onetime`` return 0, or 1 if any resource failed."""
+        retry_s = _RETRY_FIRST_S
+        rendered = False
+        while True:
+            timeout = retry_s if self.failures and rendered else self._settings.interval_s or None
+            changed = await self._wait(timeout)
+            if changed is None:
+                continue
+            ok = await self._pass()
+            if ok is None:
+                if self._settings.onetime:
+                    self._log.error("nothing-to-render", waiting_for=self._source.waiting_for())
+                    return 1
+                continue
+            rendered = True
+            retry_s = _RETRY_FIRST_S if ok or changed else min(retry_s * 2, _RETRY_MOST_S)
+            if self._settings.onetime:
+                return 0 if ok else 1
+
+    async def _wait(self, timeout: float | None) -> bool | None:
+        """Wait for updates or the timeout; True: something changed, False: time is up, None: nothing to do."""
+        try:
+            batch = await asyncio.wait_for(self._mailbox.take(), timeout)
+        except TimeoutError:
+            return False
+        if not self._settings.onetime:  # let a burst of changes become one render
+            await asyncio.sleep(self._settings.settle_s)
+        changed = self._source.take(batch)
+        while len(self._mailbox):
+            batch = await self._mailbox.take()
+            changed = self._source.take(batch) or changed
+        self.revision = batch.revision
+        if not batch.in_sync:
+            return None
+        return True if changed or not self.renders else None
+
+    async def _pass(self) -> bool | None:
+        """Render and publish everything; False if anything failed, None if not enough is known."""
+        values = self._source.values()
+        self._log_problems()
+        if values is None:
+            self._tell(f"waiting for {self._source.waiting_for()}")
+            return None
+        self.renders += 1
+        failures = {k: v for k, v in self.failures.items() if k == "conf.d"}
+        for publisher in self._publishers:
+            name = publisher.resource.name
+            try:
+                text = self._renderer.render(publisher.resource.src, values)
+                done = await publisher.publish(text, reload=not self._settings.sync_only)
+            except (RenderError, PublishError) as why:
+                failures[name] = str(why)
+                if self.failures.get(name) != str(why):
+                    self._log.error("resource-failed", resource=name, reason=str(why))
+                continue
+            if done.changed:
+                self.changes += 1
+                self._log.info("published", resource=name, dest=str(publisher.resource.dest), reloaded=done.reloaded)
+            if self._settings.noop and done.diff:
+                sys.stdout.write(done.diff)
+        self.failures = failures
+        trouble = f", failed: {', '.join(failures)}" if failures else ""
+        self._tell(f"rendered at revision {self.revision}{trouble}", ready=True)
+        return not failures
+
+    def _log_problems(self) -> None:
+        problems = dict(self._source.problems())
+        for key, reason in problems.items():
+            if self._known_problems.get(key) != reason:
+                self._log.warning("object-unusable", key=key, reason=reason)
+        self._known_problems = problems
+
+    def _tell(self, text: str, *, ready: bool = False) -> None:
+        if self._program is None:
+            return
+        self._program.alive()
+        if ready:
+            self._program.ready(text)
+        else:
+            self._program.status(text)
+
+    async def reloads(self, program: Program) -> None:
+        """SIGHUP: read conf.d again."""
+        while True:
+            await program.reload.wait()
+            program.reload.clear()
+            with contextlib.suppress(OSError):
+                self.load_resources()
+            await self._pass()
+
+    def status(self) -> dict[str, Any]:
+        """For ``confd status``."""
+        return {
+            "revision": self.revision,
+            "renders": self.renders,
+            "changes": self.changes,
+            "failures": self.failures,
+            "problems": self._known_problems,
+        }

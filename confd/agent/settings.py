@@ -1,0 +1,57 @@
+"""Settings of confd; the flags are those of the confd people know."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+
+class ConfdSettings(msgspec.Struct, frozen=True):
+    """Environment ``CONFD_<NAME>``, file ``/etc/confd/confd.toml``, command line.
+
+    Attributes:
+        backend: calico, etcd or file.
+        confdir: Folder with ``conf.d`` and ``templates``; empty: those that come with the package.
+        output_dir: Where relative destinations lie.
+        prefix: Put before the keys of all resources (backend etcd).
+        node: Name of this node (backend calico); empty: NODENAME, else the host name.
+        interval_s: Render anew at least this often; 0: only on changes.
+        settle_s: How long to wait for more changes before rendering.
+        run_dir: Control socket.
+        exabgp_socket: Where birdpy listens for ExaBGP.
+    """
+
+    backend: str = "calico"
+    confdir: str = ""
+    output_dir: str = "/var/lib/calico/birdpy"
+    prefix: str = ""
+    node: str = ""
+    router_id: str = ""
+    interval_s: float = 0.0
+    settle_s: float = 0.05
+    run_dir: str = "/run/calico/confd"
+    exabgp_socket: str = "/run/calico/birdpy/exabgp.sock"
+    log_level: str = "info"
+    log_format: str = "auto"
+    onetime: bool = False
+    noop: bool = False
+    keep_stage_file: bool = False
+    sync_only: bool = False
+    file: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.confdir) if self.confdir else Path(str(files("confd")))
+
+    @property
+    def control_socket(self) -> Path:
+        return Path(self.run_dir) / "control.sock"
+
+
+def node_name(configured: str, environ: Mapping[str, str]) -> str:
+    """NODENAME, else the host name in lower case."""
+    return configured or environ.get("NODENAME", "").strip() or socket.gethostname().strip().lower()
