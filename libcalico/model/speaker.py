@@ -140,7 +140,7 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     static_prefixes: list[str] = []
     pools: list[PoolPolicy] = []
     prefix_advertisements: list[PrefixAdvertisement] = []
-    workload_interfaces: list[str] = ["cali*"]
+    workload_interfaces: list[str] = msgspec.field(default_factory=lambda: ["cali*"])
     ignored_interfaces: list[str] = []
     program_unpooled: bool = True
     ipv4_normal_route_priority: int = 1024
