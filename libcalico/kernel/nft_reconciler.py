@@ -14,20 +14,36 @@ from libcalico.kernel import nft_state
 from libcalico.kernel.errors import KernelError, Rejected
 from libcalico.kernel.nft import NftOps
 from libcalico.kernel.nft_state import ChainState
-from libcalico.reconcile import Outcome, RetryQueue
+from libcalico.reconcile import Outcome, RetryQueue, put_or_drop
 
 ClosedBody = Callable[[Chain], Chain]
+_Touched = dict[str, dict[Element, None]]
 
 
-class _Lines:
-    """The parts of a transaction, in their order."""
+class _Plan:
+    """One transaction: its lines, in parts that keep their order, and what the kernel holds once it is through.
 
-    def __init__(self) -> None:
+    Wants may change while the transaction is on its way, so what it writes is remembered here and not looked up again.
+    """
+
+    def __init__(self, dirty_chains: dict[str, None], dirty_sets: dict[str, None], touched: _Touched) -> None:
+        self.dirty_chains, self.dirty_sets, self.touched = dirty_chains, dirty_sets, touched
+        self.head: list[str] = []
         self.made: list[str] = []
         self.bodies: list[str] = []
         self.removed: list[str] = []
         self.added: list[str] = []
         self.gone: list[str] = []  # chains before sets
+        self.chains: dict[str, ChainState | None] = {}
+        self.sets: dict[str, NftSet | None] = {}
+        self.elements: dict[str, tuple[list[Element], list[Element]]] = {}
+
+    @property
+    def script(self) -> str:
+        """The commands; empty when there is nothing to do."""
+        if not (self.chains or self.sets):
+            return ""
+        return "\n".join((*self.head, *self.made, *self.bodies, *self.removed, *self.added, *self.gone))
 
 
 def drop_all(chain: Chain) -> Chain:
@@ -56,6 +72,7 @@ class NftReconciler:
         self._dirty_sets: dict[str, None] = {}
         self._touched: dict[str, dict[Element, None]] = {}  # elements to look at; no entry: all of the set's
         self._table_exists = False
+        self._rebuild = False
         self._sweep = False
         self._refused: dict[str, Rejected] = {}
         self._retry: RetryQueue[str] = RetryQueue(first_s=0.5)
@@ -129,16 +146,12 @@ class NftReconciler:
         try:
             if self.audit_due:
                 await self._audit(outcome)
-            script, chains, sets = self._script(set(), outcome)
-            if script:
-                try:
-                    await self._ops.run("\n".join(script))
-                except Rejected:
-                    await self._isolate(chains, sets)
-                    script, chains, sets = self._script(set(), outcome)
-                    if script:
-                        await self._ops.run("\n".join(script))
-                self._note_written(chains, sets)
+            plan = self._take_plan(outcome)
+            try:
+                await self._write(plan, outcome)
+            except BaseException:
+                self._put_back(plan)
+                raise
             self._retry.succeeded("")
         except KernelError as why:
             outcome.failed[self._table] = why
@@ -185,83 +198,107 @@ class NftReconciler:
         ]
         return drifted
 
+    async def _write(self, plan: _Plan, outcome: Outcome[str]) -> None:
+        if not plan.script:
+            return
+        try:
+            await self._ops.run(plan.script)
+        except Rejected:
+            await self._isolate(plan)
+            plan = self._plan(plan.dirty_chains, plan.dirty_sets, plan.touched, set(), outcome)
+            if plan.script:
+                await self._ops.run(plan.script)
+        self._note_written(plan)
+
     # --- the transaction --------------------------------------------------------------------------------------------
 
-    def _script(self, closed: set[str], outcome: Outcome[str]) -> tuple[list[str], list[str], list[str]]:
-        """The commands of one transaction, and which chains and sets they change.
-
-        Their order: sets, empty chains, rules, elements (removals first: intervals must not overlap), and only then
-        the deletion of what nothing refers to any more.
-        """
-        outcome.created = outcome.updated = outcome.deleted = 0
-        head: list[str] = []
+    def _take_plan(self, outcome: Outcome[str]) -> _Plan:
+        """Plan everything that is dirty; what becomes dirty from now on is for the next pass."""
         if any(self._sets.get(n) not in {None, seen} for n, seen in self._seen_sets.items()):
             # somebody made a set of ours with another type: take the whole table down and up again, atomically
-            head.append(f"delete table {self._family} {self._table}")
-            self._forget_kernel()
-        if not self._table_exists:
-            head.append(f"add table {self._family} {self._table}")
-        lines = _Lines()
-        sets = [n for n in self._dirty_sets if self._set_lines(n, closed, lines, outcome)]
-        chains = [n for n in self._dirty_chains if self._differs(n)]
-        for name in chains:
-            self._chain_lines(name, closed, lines, outcome)
-        if not (chains or sets):
-            return [], [], []
-        return [*head, *lines.made, *lines.bodies, *lines.removed, *lines.added, *lines.gone], chains, sets
+            self._rebuild = True
+            self._seen_chains, self._seen_sets, self._seen_elements = {}, {}, {}
+            self._dirty_chains, self._dirty_sets = dict.fromkeys(self._chains), dict.fromkeys(self._sets)
+            self._touched = {}
+        taken = self._dirty_chains, self._dirty_sets, self._touched
+        self._dirty_chains, self._dirty_sets, self._touched = {}, {}, {}
+        return self._plan(*taken, set(), outcome)
 
-    def _forget_kernel(self) -> None:
-        self._seen_chains, self._seen_sets, self._seen_elements = {}, {}, {}
-        self._table_exists = False
-        self._dirty_chains = dict.fromkeys(self._chains)
-        self._dirty_sets = dict.fromkeys(self._sets)
-        self._touched = {}
+    def _put_back(self, plan: _Plan) -> None:
+        """It was not written: all of it is dirty again."""
+        self._dirty_chains.update(plan.dirty_chains)
+        self._dirty_sets.update(plan.dirty_sets)
+        for name in plan.dirty_sets:
+            self._touched.pop(name, None)
 
-    def _set_lines(self, name: str, closed: set[str], lines: _Lines, outcome: Outcome[str]) -> bool:
-        """Commands for one set; False when there is nothing to do."""
+    def _plan(
+        self, dirty_chains: dict[str, None], dirty_sets: dict[str, None], touched: _Touched, closed: set[str],
+        outcome: Outcome[str],
+    ) -> _Plan:  # fmt: skip
+        """Lay out one transaction.
+
+        Its order: sets, empty chains, rules, elements (removals first: intervals must not overlap), and only then the
+        deletion of what nothing refers to any more.
+        """
+        outcome.created = outcome.updated = outcome.deleted = 0
+        plan = _Plan(dirty_chains, dirty_sets, touched)
+        if self._rebuild and self._table_exists:
+            plan.head.append(f"delete table {self._family} {self._table}")
+        if self._rebuild or not self._table_exists:
+            plan.head.append(f"add table {self._family} {self._table}")
+        for name in dirty_sets:
+            self._plan_set(name, closed, plan, outcome)
+        for name in dirty_chains:
+            if self._differs(name):
+                self._plan_chain(name, closed, plan, outcome)
+        return plan
+
+    def _plan_set(self, name: str, closed: set[str], plan: _Plan, outcome: Outcome[str]) -> None:
         family, table = self._family, self._table
         wanted, seen = self._sets.get(name), self._seen_sets.get(name)
         if wanted is None:
-            if seen is None or not self._sweep:
-                return False
-            lines.gone.append(nft_state.delete_set(family, table, seen))
-            outcome.deleted += 1
-            return True
+            if seen is not None and self._sweep:
+                plan.gone.append(nft_state.delete_set(family, table, seen))
+                plan.sets[name] = None
+                outcome.deleted += 1
+            return
         before = self._seen_elements.get(name, set())
         after = {} if name in closed or name in self._refused else self._elements.get(name, {})
-        touched = self._touched.get(name) if seen is not None and name not in closed else None
+        touched = plan.touched.get(name) if seen is not None and name not in closed else None
         add = [e for e in (after if touched is None else touched) if e in after and e not in before]
         remove = [e for e in (before if touched is None else touched) if e in before and e not in after]
         if seen is None:
-            lines.made.append(nft_state.add_set(family, table, wanted))
+            plan.made.append(nft_state.add_set(family, table, wanted))
             outcome.created += 1
         elif add or remove:
             outcome.updated += 1
         else:
-            return False
-        lines.removed += nft_state.elements("delete", family, table, wanted, remove)
-        lines.added += nft_state.elements("add", family, table, wanted, add)
-        return True
+            return
+        plan.sets[name] = wanted
+        plan.elements[name] = (add, remove)
+        plan.removed += nft_state.elements("delete", family, table, wanted, remove)
+        plan.added += nft_state.elements("add", family, table, wanted, add)
 
-    def _chain_lines(self, name: str, closed: set[str], lines: _Lines, outcome: Outcome[str]) -> None:
-        """Commands for one chain that differs."""
+    def _plan_chain(self, name: str, closed: set[str], plan: _Plan, outcome: Outcome[str]) -> None:
         family, table = self._family, self._table
         wanted, seen = self._chains.get(name), self._seen_chains.get(name)
         if wanted is None:
-            lines.bodies.append(f"flush chain {family} {table} {name}")
-            lines.gone.insert(0, f"delete chain {family} {table} {name}")
+            plan.bodies.append(f"flush chain {family} {table} {name}")
+            plan.gone.insert(0, f"delete chain {family} {table} {name}")
+            plan.chains[name] = None
             outcome.deleted += 1
             return
         if seen is not None and seen.hook != wanted.hook:
-            lines.made += [f"flush chain {family} {table} {name}", f"delete chain {family} {table} {name}"]
+            plan.made += [f"flush chain {family} {table} {name}", f"delete chain {family} {table} {name}"]
             seen = None
         if seen is None:
-            lines.made.append(nft_state.add_chain(family, table, wanted))
+            plan.made.append(nft_state.add_chain(family, table, wanted))
             outcome.created += 1
         else:
             outcome.updated += 1
         body = self._closed_body(wanted) if name in closed or name in self._refused else wanted
-        lines.bodies += nft_state.fill_chain(family, table, body, flush=seen is not None)
+        plan.bodies += nft_state.fill_chain(family, table, body, flush=seen is not None)
+        plan.chains[name] = ChainState(wanted.hook, _comments(body), "")
 
     def _differs(self, name: str) -> bool:
         wanted, seen = self._chains.get(name), self._seen_chains.get(name)
@@ -271,48 +308,32 @@ class NftReconciler:
             wanted = self._closed_body(wanted)
         return seen is None or seen.hook != wanted.hook or seen.comments != _comments(wanted)
 
-    def _note_written(self, chains: list[str], sets: list[str]) -> None:
-        self._table_exists = True
-        for name in chains:
-            chain = self._chains.get(name)
+    def _note_written(self, plan: _Plan) -> None:
+        self._table_exists, self._rebuild = True, False
+        for name, chain in plan.chains.items():
             self._digests.pop(name, None)
-            if chain is None:
-                self._seen_chains.pop(name, None)
-            else:
-                body = self._closed_body(chain) if name in self._refused else chain
-                self._seen_chains[name] = ChainState(chain.hook, _comments(body), "")
-        for name in sets:
-            item = self._sets.get(name)
+            put_or_drop(self._seen_chains, name, chain)
+        for name, item in plan.sets.items():
             if item is None:
-                self._seen_sets.pop(name, None)
                 self._seen_elements.pop(name, None)
-            else:
-                self._note_elements(name, fresh=name not in self._seen_sets)
-                self._seen_sets[name] = item
-        self._dirty_chains.clear()
-        self._dirty_sets.clear()
-        self._touched.clear()
-
-    def _note_elements(self, name: str, *, fresh: bool) -> None:
-        wanted = {} if name in self._refused else self._elements.get(name, {})
-        touched = self._touched.get(name)
-        if fresh or touched is None or name in self._refused:
-            self._seen_elements[name] = set(wanted)
-            return
-        seen = self._seen_elements.setdefault(name, set())
-        for element in touched:
-            (seen.add if element in wanted else seen.discard)(element)
+            elif name not in self._seen_sets:
+                self._seen_elements[name] = set()
+            put_or_drop(self._seen_sets, name, item)
+        for name, (added, removed) in plan.elements.items():
+            self._seen_elements[name].difference_update(removed)
+            self._seen_elements[name].update(added)
 
     # --- who is at fault --------------------------------------------------------------------------------------------
 
-    async def _isolate(self, chains: list[str], sets: list[str]) -> None:
+    async def _isolate(self, plan: _Plan) -> None:
         """Find, by halves and with dry runs, the chains and sets that nft refuses."""
-        suspects = [n for n in (*chains, *sets) if n in self._chains or n in self._sets]
+        suspects = [n for n in (*plan.chains, *plan.sets) if n in self._chains or n in self._sets]
 
         async def refused(subset: list[str]) -> Rejected | None:
-            script, _, _ = self._script(set(suspects) - set(subset), Outcome())
+            others = set(suspects) - set(subset)
+            script = self._plan(plan.dirty_chains, plan.dirty_sets, plan.touched, others, Outcome()).script
             try:
-                await self._ops.run("\n".join(script), check_only=True)
+                await self._ops.run(script, check_only=True)
             except Rejected as why:
                 return why
             return None
