@@ -25,6 +25,9 @@ mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/lab/etc-upper,workdir=/r
 mount -t overlay overlay -o lowerdir=/var,upperdir=/run/lab/var-upper,workdir=/run/lab/var-work /var
 mount -t sysfs -o ro sysfs /sys
 hostname "$1"
+# a name that does not resolve makes programs that ask for it wait for a DNS server that is not there
+printf '127.0.0.1\tlocalhost\n127.0.1.1\t%s\n' "$1" > /etc/hosts
+: > /etc/resolv.conf
 ip link set lo up
 # a new namespace inherits IPv4 sysctls from the host: begin as a fresh machine does
 echo 0 > /proc/sys/net/ipv4/ip_forward
@@ -121,14 +124,13 @@ class Node:
             self.command(args, netns=netns), text=True, preexec_fn=_die_with_parent, **options  # noqa: PLW1509
         )  # fmt: skip
 
-    def daemon(self, name: str, args: Sequence[str], *, tied: bool) -> subprocess.Popen[bytes]:
-        """Start a long-lived process with a log of its own; it dies with the node."""
+    def daemon(self, name: str, args: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a long-lived process with a log of its own; it dies with the node's process namespace."""
         log: IO[bytes]
         with (self.log_dir / f"{self.name}-{name}.log").open("ab") as log:
             return subprocess.Popen(
-                self.command(args), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=_die_with_parent if tied else None,  # noqa: PLW1509
-            )  # fmt: skip
+                self.command(args), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     def bind_all(self) -> None:
         """Mount the node's binds."""

@@ -105,7 +105,7 @@ class Lab:
         if node.spec.cmd:
             if node.spec.startup_delay_s:
                 time.sleep(node.spec.startup_delay_s)
-            node.daemon("main", shlex.split(node.spec.cmd), tied=self._tied)
+            node.daemon("main", shlex.split(node.spec.cmd))
 
     def _exec(self, node: Node) -> None:
         for line in node.spec.exec:

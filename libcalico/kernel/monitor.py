@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from libcalico.dataplane.routes import Route
 from libcalico.kernel import rtnl
-from libcalico.kernel.rtnl import Link, LinkAddress
+from libcalico.kernel.rtnl import Link, LinkAddress, NeighbourEntry
 
 _GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+_NEIGHBOUR_GROUP = 3  # RTNLGRP_NEIGH
+_READ_BYTES = 1 << 18
+_READS_AT_ONCE = 256  # then the others get their turn, also in a storm
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT; a process's second socket gets a port id far above
 
 
 class LinkEvent(msgspec.Struct, frozen=True):
@@ -41,63 +47,149 @@ class RouteEvent(msgspec.Struct, frozen=True):
     port_id: int
 
 
+class NeighbourEvent(msgspec.Struct, frozen=True):
+    """A neighbour entry was set, changed its state or went."""
+
+    entry: NeighbourEntry
+    gone: bool
+    port_id: int
+
+
 class Overflow(msgspec.Struct, frozen=True):
-    """Events were lost."""
+    """Events were lost: look at everything."""
 
 
 KernelEvent = LinkEvent | AddressEvent | RouteEvent | Overflow
+AnyEvent = KernelEvent | NeighbourEvent
+
+
+def open_monitor_socket(neighbours: bool = False) -> socket.socket:
+    """Open the socket of a :class:`KernelMonitor`, in the network namespace of the calling thread."""
+    return rtnl.open_socket((*_GROUPS, _NEIGHBOUR_GROUP) if neighbours else _GROUPS)
 
 
 class KernelMonitor:
-    """One socket, joined to links, addresses and routes."""
+    """One socket, joined to links, addresses and routes, and to neighbours if asked to.
 
-    def __init__(self, name_of: dict[int, str]) -> None:
-        self._sock = rtnl.open_socket(_GROUPS)
+    ``async for event in monitor`` gives every event; :meth:`read` gives them by the heap, without neighbours.
+    """
+
+    def __init__(
+        self, name_of: Mapping[int, str], sock: socket.socket | None = None, *, neighbours: bool = False
+    ) -> None:
+        """Listen from now on.
+
+        Args:
+            name_of: Device names by index, kept by a ``LinkTable``.
+            sock: A socket from :func:`open_monitor_socket`, to be taken over.
+            neighbours: Join the neighbour group as well (busy: each reachability probe is an event).
+        """
+        self._sock = sock or open_monitor_socket(neighbours)
         self._name_of = name_of
+        self._buffer = bytearray(_READ_BYTES)
 
     def close(self) -> None:
         self._sock.close()
 
     async def read(self) -> list[KernelEvent]:
-        """Wait for news; return all that is there."""
+        """Wait for news of links, addresses and routes; return all that is there."""
+        while True:
+            events = [event for event in await self.read_all() if not isinstance(event, NeighbourEvent)]
+            if events:
+                return events
+
+    async def __aiter__(self) -> AsyncIterator[AnyEvent]:
+        while True:
+            for event in await self.read_all():
+                yield event
+
+    async def read_all(self) -> list[AnyEvent]:
+        """Wait for news; return all that is there, a route or neighbour that changed often once."""
         loop = asyncio.get_running_loop()
         try:
-            data = await loop.sock_recv(self._sock, 1 << 20)
+            size = await loop.sock_recv_into(self._sock, self._buffer)
         except OSError as why:
-            if why.errno == errno.ENOBUFS:
-                return [Overflow()]
-            raise
-        events: list[KernelEvent] = []
-        while True:
-            events += self._parse(data)
-            try:
-                data = self._sock.recv(1 << 20)
-            except BlockingIOError:
-                return events
-            except OSError as why:
-                if why.errno == errno.ENOBUFS:
-                    return [*events, Overflow()]
+            if why.errno != errno.ENOBUFS:
                 raise
+            return self._overflow()
+        events = self._parse(size)
+        for _ in range(_READS_AT_ONCE):
+            try:
+                events += self._parse(self._sock.recv_into(self._buffer))
+            except BlockingIOError:
+                break
+            except OSError as why:
+                if why.errno != errno.ENOBUFS:
+                    raise
+                return [*_coalesce(events), *self._overflow()]
+        return _coalesce(events)
 
-    def _parse(self, data: bytes) -> list[KernelEvent]:
-        events: list[KernelEvent] = []
-        for kind, _, _, port, body in rtnl.messages_with_port(data):
-            if kind in {rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK}:
-                events.append(LinkEvent(rtnl.parse_link(body), kind == rtnl.RTM_DELLINK))
-            elif kind in {rtnl.RTM_NEWADDR, rtnl.RTM_DELADDR}:
-                if (address := rtnl.parse_address(body)) is not None:
-                    events.append(AddressEvent(address, kind == rtnl.RTM_DELADDR))
-            elif kind in {rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE}:
-                route = rtnl.parse_route(body, self._name_of)
-                if route is not None:
-                    events.append(RouteEvent(route, kind == rtnl.RTM_DELROUTE, port))
+    def _overflow(self) -> list[AnyEvent]:
+        """Read the queue empty, and only then say that events were lost.
+
+        While anything is left in the queue the kernel goes on dropping, and says so only the first time
+        (NETLINK_S_CONGESTED in net/netlink/af_netlink.c): whoever looked at everything now could miss what comes next.
+        """
+        events: list[AnyEvent] = []
+        while True:
+            try:
+                events += self._parse(self._sock.recv_into(self._buffer))
+            except BlockingIOError:
+                return [*_coalesce(events), Overflow()]
+            except OSError as why:
+                if why.errno != errno.ENOBUFS:
+                    raise
+
+    def _parse(self, size: int) -> list[AnyEvent]:
+        """What stands in the first ``size`` bytes of the buffer."""
+        events: list[AnyEvent] = []
+        for kind, _, _, port, body in rtnl.messages_with_port(bytes(memoryview(self._buffer)[:size])):
+            match kind:
+                case rtnl.RTM_NEWLINK | rtnl.RTM_DELLINK:
+                    events.append(LinkEvent(rtnl.parse_link(body), kind == rtnl.RTM_DELLINK))
+                case rtnl.RTM_NEWADDR | rtnl.RTM_DELADDR:
+                    if (address := rtnl.parse_address(body)) is not None:
+                        events.append(AddressEvent(address, kind == rtnl.RTM_DELADDR))
+                case rtnl.RTM_NEWROUTE | rtnl.RTM_DELROUTE:
+                    if (route := rtnl.parse_route(body, self._name_of)) is not None:
+                        events.append(RouteEvent(route, kind == rtnl.RTM_DELROUTE, port))
+                case rtnl.RTM_NEWNEIGH | rtnl.RTM_DELNEIGH:
+                    if (entry := rtnl.parse_neighbour(body)) is not None:
+                        events.append(NeighbourEvent(entry, kind == rtnl.RTM_DELNEIGH, port))
+                case _:
+                    pass
         return events
+
+
+def _coalesce(events: Iterable[AnyEvent]) -> list[AnyEvent]:
+    """Keep the last event of each route and neighbour, and every change of a link.
+
+    A link that went down and up again is not as it was: its IPv4 routes are gone.  What we did ourselves and what
+    others did to the same route stay apart, so that the others can be named.
+    """
+    kept: dict[object, AnyEvent] = {}
+    for event in events:
+        key: object
+        match event:
+            case RouteEvent(route=route, port_id=port_id):
+                key = ("route", route.key, route.protocol, port_id)
+            case NeighbourEvent(entry=entry, port_id=port_id):
+                key = ("neighbour", entry.index, entry.addr, port_id)
+            case LinkEvent() | AddressEvent():
+                key = event
+            case Overflow():
+                key = Overflow
+        kept.pop(key, None)  # the last one stands where it came
+        kept[key] = event
+    return list(kept.values())
 
 
 def who(port_id: int) -> str:
     """Name the process behind a netlink port id, as far as it can be known: it is the PID for most programs."""
     if port_id == 0:
         return "the kernel"
+    if port_id > _PID_MAX:
+        return f"port id {port_id} (a further socket of some process)"
     try:
         return f"pid {port_id} ({Path(f'/proc/{port_id}/comm').read_text().strip()})"
     except OSError:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from libcalico.dataplane.routes import Neighbour
 from libcalico.kernel import rtnl
-from libcalico.kernel.errors import KernelError, NotReady
+from libcalico.kernel.errors import KernelError, NotReady, Rejected
 from libcalico.kernel.links import LinkTable
-from libcalico.kernel.rtnl import RtnlSocket
+from libcalico.kernel.rtnl import NeighbourEntry, RtnlSocket
 from libcalico.net import Addr
-from libcalico.reconcile import DeltaTracker, Outcome
+from libcalico.reconcile import DeltaTracker, Outcome, RetryQueue
 
 _Key = tuple[str, Addr]
+_GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO}
 
 
 class NeighbourReconciler:
@@ -26,76 +27,121 @@ class NeighbourReconciler:
         self.audit_due = True
         self._sock, self._links, self._is_ours = sock, links, is_ours
         self._sweep = False
-        self._waiting: dict[_Key, KernelError] = {}
+        self._audited = False
+        self._retry: RetryQueue[_Key] = RetryQueue()
+        self._held: dict[_Key, KernelError] = {}
 
     def want(self, neighbour: Neighbour, present: bool) -> None:
+        """Say that an entry shall be there, or that this one no longer need be."""
         key = (neighbour.dev, neighbour.addr)
         if present:
             self.entries.want(key, neighbour)
         elif self.entries.wanted(key) == neighbour:
             self.entries.want(key, None)
-        self._waiting.pop(key, None)
+        self._release(key)
 
     def start_sweep(self) -> None:
+        """All that we want has been said: from now on what is ours and not wanted goes."""
         self._sweep = True
 
     def on_link_change(self) -> None:
-        self._waiting.clear()
+        """A device changed: what waited may go now, and entries may have gone with a device that was down."""
+        self._held.clear()
         self.audit_due = True
 
+    def on_neighbour_event(self, entry: NeighbourEntry, gone: bool) -> bool:
+        """Somebody set or deleted an entry; True if a pass is called for.
+
+        As with routes an event is a hint: one that contradicts our picture calls for an audit.
+        """
+        dev = self._links.name_of.get(entry.index, "")
+        key = (dev, entry.addr)
+        if self.entries.wanted(key) is None and self.entries.seen(key) is None:
+            return False
+        stands = Neighbour(dev, entry.addr, entry.mac) if entry.mac is not None and entry.permanent else None
+        if self.entries.seen(key) == (None if gone else stands):
+            return False
+        self.audit_due = True
+        return True
+
     def next_due(self) -> float | None:
-        return None
+        """When to be run again for a retry (seconds, monotonic), or None."""
+        return self._retry.next_due()
 
     async def reconcile(self, now: float) -> Outcome[_Key]:
-        """One pass."""
+        """One pass.  Raises KernelError when the kernel could not be read."""
         outcome: Outcome[_Key] = Outcome()
         if self.audit_due:
-            self.audit_due = False
-            await self._audit(outcome)
-        todo = [
-            (key, wanted)
-            for key, wanted in self.entries.pending()
-            if key not in self._waiting and (wanted is not None or self._sweep)
-        ]
-        for key, wanted in todo:
-            await self._apply(key, wanted, outcome)
-        outcome.waiting.update(self._waiting)
+            outcome.drifted = await self._audit()
+        for key in self._retry.take_due(now):
+            self._held.pop(key, None)
+        await self._write(outcome, now)
+        outcome.waiting.update({key: why for key, why in self._held.items() if isinstance(why, NotReady)})
         return outcome
 
-    async def _audit(self, outcome: Outcome[_Key]) -> None:
+    async def _audit(self) -> list[_Key]:
+        """Read the kernel; return the keys at which others, or the kernel itself, undid our work."""
         await self._links.refresh(self._sock)
         found: dict[_Key, Neighbour] = {}
-        for _, body in await self._sock.dump(rtnl.RTM_GETNEIGH, rtnl.neighbour_dump()):
+        for _, body in await self._sock.dump(rtnl.RTM_GETNEIGH, rtnl.NEIGHBOUR_DUMP):
             entry = rtnl.parse_neighbour(body)
-            if entry is None:
+            if entry is None or not entry.permanent or entry.mac is None:
                 continue
-            dev = self._links.name_of.get(entry[0], "")
+            dev = self._links.name_of.get(entry.index, "")
             if self._is_ours(dev):
-                found[dev, entry[1]] = Neighbour(dev, entry[1], entry[2])
-        outcome.drifted = self.entries.replace_seen(found)
+                found[dev, entry.addr] = Neighbour(dev, entry.addr, entry.mac)
+        changed = self.entries.replace_seen(found)
+        drifted = [key for key in changed if self._differs(key)]
+        first_look, self._audited = not self._audited, True
+        self.audit_due = False
+        return [] if first_look else drifted  # what a former run left is no drift
 
-    async def _apply(self, key: _Key, wanted: Neighbour | None, outcome: Outcome[_Key]) -> None:
-        dev, addr = key
-        index = self._links.index_of.get(dev)
-        if index is None:
-            if wanted is None:
-                self.entries.saw(key, None)
+    def _differs(self, key: _Key) -> bool:
+        wanted = self.entries.wanted(key)
+        return wanted != self.entries.seen(key) and (wanted is not None or self._sweep)
+
+    async def _write(self, outcome: Outcome[_Key], now: float) -> None:
+        todo: list[tuple[_Key, Neighbour | None]] = []
+        requests: list[rtnl.Request] = []
+        for key, wanted in self.entries.pending():
+            if key in self._held or (wanted is None and not self._sweep):
+                continue
+            index = self._links.index_of.get(key[0])
+            if index is not None:
+                todo.append((key, wanted))
+                requests.append(_request(index, key[1], wanted))
+            elif wanted is None:
+                self.entries.saw(key, None)  # gone with its device
             else:
-                self._waiting[key] = NotReady(f"there is no interface {dev}", errno.ENODEV)
-            return
-        if wanted is None:
-            request = rtnl.neighbour_request(rtnl.RTM_DELNEIGH, 0, index, addr, None)
-        else:
-            flags = rtnl.NLM_F_CREATE | rtnl.NLM_F_REPLACE
-            request = rtnl.neighbour_request(rtnl.RTM_NEWNEIGH, flags, index, addr, wanted.mac)
-        failure = (await self._sock.execute([request]))[0]
-        if failure is None or (wanted is None and failure.errno == errno.ENOENT):
+                self._hold(key, NotReady(f"there is no interface {key[0]}", errno.ENODEV), outcome, now)
+        for (key, wanted), failure in zip(todo, await self._sock.execute(requests), strict=True):
+            if failure is not None and not (wanted is None and failure.errno in _GONE):
+                self._hold(key, failure, outcome, now)
+                continue
             if wanted is None:
                 outcome.deleted += 1
+            elif self.entries.seen(key) is None:
+                outcome.created += 1
             else:
                 outcome.updated += 1
             self.entries.saw(key, wanted)
-        else:
-            self._waiting[key] = failure
-            if not isinstance(failure, NotReady):
-                outcome.failed[key] = failure
+            self._release(key)
+
+    def _hold(self, key: _Key, failure: KernelError, outcome: Outcome[_Key], now: float) -> None:
+        self._held[key] = failure
+        if not isinstance(failure, NotReady):
+            outcome.failed[key] = failure
+            self.audit_due = True
+        if not isinstance(failure, Rejected):
+            self._retry.failed(key, now)
+
+    def _release(self, key: _Key) -> None:
+        self._held.pop(key, None)
+        self._retry.succeeded(key)
+
+
+def _request(index: int, addr: Addr, wanted: Neighbour | None) -> rtnl.Request:
+    if wanted is None:
+        return rtnl.neighbour_request(rtnl.RTM_DELNEIGH, 0, index, addr, None)
+    flags = rtnl.NLM_F_CREATE | rtnl.NLM_F_REPLACE
+    return rtnl.neighbour_request(rtnl.RTM_NEWNEIGH, flags, index, addr, wanted.mac)

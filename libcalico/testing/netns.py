@@ -85,6 +85,17 @@ class Namespace:
         options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.Popen(self.command(args), text=True, preexec_fn=_die_with_parent, **options)  # noqa: PLW1509
 
+    def call(self, work: Callable[[], T]) -> T:
+        """Run a function on a thread that lives in this namespace.
+
+        A socket keeps the namespace it was opened in, so ``ns.call(open_socket)`` gives the test a socket inside.
+        """
+
+        async def on_a_loop() -> T:
+            return work()
+
+        return self.inside(on_a_loop)
+
     def inside(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine on a fresh event loop, on a thread that lives in this namespace."""
         outcome: list[T] = []

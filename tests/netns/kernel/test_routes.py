@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,18 +17,12 @@ from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
 from libcalico.net import IPV4, Addr, Mac, Prefix
-from libcalico.testing.netns import Namespace, link
+from libcalico.testing.netns import Namespace
 
 OURS = int(RouteProtocol.FELIX)
 
 
-@pytest.fixture
-def ns() -> Iterator[Namespace]:
-    with Namespace("a") as a, Namespace("b") as b:
-        link(a, "eth1", b, "eth1")
-        a.run("ip", "address", "add", "192.0.2.1/24", "dev", "eth1")
-        a.run("ip", "address", "add", "2001:db8::1/64", "dev", "eth1", "nodad")
-        yield a
+pytestmark = pytest.mark.netns
 
 
 class Kit:
@@ -250,7 +243,7 @@ def test_neighbours_and_sysctls_are_set_kept_and_repaired(ns: Namespace) -> None
         neighbours = NeighbourReconciler(sock, links, lambda dev: dev == "eth1")
         entry = Neighbour("eth1", Addr.parse("192.0.2.7"), Mac.parse("02:00:00:00:00:07"))
         neighbours.want(entry, True)
-        assert (await neighbours.reconcile(0)).updated == 1
+        assert (await neighbours.reconcile(0)).created == 1
         ns.run("ip", "neigh", "replace", "192.0.2.7", "lladdr", "02:00:00:00:00:08", "dev", "eth1", "nud", "permanent")
         neighbours.audit_due = True
         assert (await neighbours.reconcile(0)).drifted
