@@ -82,7 +82,7 @@ def _show_next_steps(lab: Lab) -> None:
         (
             "forbid everything to the databases",
             f"{run} etcd -- etcdctl put /calico/resources/v3/projectcalico.org/globalnetworkpolicies/lockdown "
-            """'{"spec":{"order":1,"selector":"app == \\"db\\"","types":["Ingress"]}}'""",
+            """'{"spec":{"order":1,"selector":"app == \\"db\\"","types":["Ingress"],"ingress":[{"action":"Deny"}]}}'""",
         ),
         (
             "… and take it back",

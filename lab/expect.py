@@ -96,7 +96,7 @@ def bird_sessions(lab: Lab, node: str) -> list[tuple[str, str]]:
     """(name, info) of the BGP sessions of a node that runs BIRD."""
     done = lab.node(node).run(["birdc", "-s", "/run/bird.ctl", "show", "protocols"], check=False)
     rows = [line.split() for line in done.stdout.splitlines()]
-    bgp = [r for r in rows if len(r) > 3 and r[1] == "BGP" and not r[0].startswith("spare")]
+    bgp = [r for r in rows if len(r) > 3 and r[1] == "BGP"]
     return [(r[0], r[5] if len(r) > 5 else r[3]) for r in bgp]
 
 

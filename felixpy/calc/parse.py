@@ -338,7 +338,9 @@ def closed_policy(key: ResourceKey, document: object, reason: str) -> ParsedPoli
         reason: Why it could not be compiled.
     """
     spec = document.get("spec") if isinstance(document, Mapping) else None
-    if not isinstance(spec, Mapping):
+    if not isinstance(document, Mapping) or not isinstance(spec, Mapping):
+        return None
+    if document.get("kind") not in {None, "", key.kind}:  # a slip of the key: what it says is not about policy
         return None
     texts: dict[str, str] = {}
     for name in ("selector", "namespaceSelector", "serviceAccountSelector"):

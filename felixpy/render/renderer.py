@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from felixpy.calc.config import FelixConfig
-from felixpy.calc.graph import CalcGraph
+from felixpy.calc.graph import DEFAULT_ALLOW_PROFILE, CalcGraph
 from felixpy.calc.ip_sets import SetChange
 from felixpy.calc.members import PortMember
 from felixpy.calc.types import (
@@ -84,6 +84,7 @@ class Renderer:
         self._tier_chain_of: dict[_TierKey, str] = {}
         self._passing: dict[PolicyId, frozenset[Direction]] = {}
         self._profiles: dict[str, ParsedProfile] = {}
+        self._sysctls: dict[EndpointId | None, dict[Sysctl, str]] = {}
 
     def render(self) -> DataplaneDelta:
         """Take the graph's changes and return what they mean for the kernel."""
@@ -115,6 +116,15 @@ class Renderer:
             self._render_endpoint(endpoint, config, delta)
         delta.routes.update(graph.routes.routes.take_changes())
         return delta
+
+    @property
+    def holds_anything(self) -> bool:
+        """True while anything that was rendered depends on the datastore."""
+        return bool(
+            self._wide or self._specs or self._sets_of or self._rendered or self._tiers_of or self._passing
+            or self._tier_chain_of or len(self._set_users) or len(self._tier_users)
+            or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
+        )  # fmt: skip
 
     # --- sets -------------------------------------------------------------------------------------------------------
 
@@ -249,7 +259,7 @@ class Renderer:
             delta.change(nft_set.name)
         for chain in chains.static_chains(config):
             delta.chains[chain.name] = chain
-        delta.sysctls.update(_host_sysctls(config))
+        self._own_sysctls(None, _host_sysctls(config), delta)
 
     def _render_endpoint(self, endpoint_id: EndpointId, config: FelixConfig, delta: DataplaneDelta) -> None:
         old = self._rendered.pop(endpoint_id, None)
@@ -259,7 +269,7 @@ class Renderer:
             self._withdraw_interface(old, delta)
         if state is None or policy is None:
             self._use_tiers(endpoint_id, (), delta)
-            _set_host_side(old, None, config, delta)
+            self._set_host_side(endpoint_id, old, None, config, delta)
             return
         keys = tuple(_TierKey(tier, d) for d in _DIRECTIONS for tier in policy.tiers(d))
         self._use_tiers(endpoint_id, keys, delta)
@@ -270,8 +280,28 @@ class Renderer:
         for map_name, direction in _MAPS:
             target = f"goto {names.endpoint_chain(state.interface, direction)}"
             _add_elements(delta, map_name, [Element(state.interface, target)])
-        _set_host_side(old, state, config, delta)
+        self._set_host_side(endpoint_id, old, state, config, delta)
         self._rendered[endpoint_id] = state
+
+    def _set_host_side(
+        self, endpoint_id: EndpointId, old: WorkloadEndpointState | None, new: WorkloadEndpointState | None,
+        config: FelixConfig, delta: DataplaneDelta,
+    ) -> None:  # fmt: skip
+        """Sysctls and permanent neighbours of the interface; those of a gone endpoint are not wanted any more."""
+        self._own_sysctls(endpoint_id, _interface_sysctls(new.interface, config) if new else {}, delta)
+        for neighbour in _neighbours(old) if old else ():
+            delta.neighbours.setdefault(neighbour, False)
+        for neighbour in _neighbours(new) if new else ():
+            delta.neighbours[neighbour] = True
+
+    def _own_sysctls(self, owner: EndpointId | None, wanted: dict[Sysctl, str], delta: DataplaneDelta) -> None:
+        """Set the sysctls of one owner (None: the host); those it does not want any more go."""
+        for sysctl in self._sysctls.pop(owner, {}):
+            if sysctl not in wanted:
+                delta.sysctls.setdefault(sysctl, None)
+        if wanted:
+            self._sysctls[owner] = wanted
+        delta.sysctls.update(wanted)
 
     def _withdraw_interface(self, old: WorkloadEndpointState, delta: DataplaneDelta) -> None:
         if any(s.interface == old.interface for s in self._rendered.values()):
@@ -356,27 +386,13 @@ def _interface_sysctls(interface: str, config: FelixConfig) -> dict[Sysctl, str]
     return {Sysctl(path): value for path, value in values.items()}
 
 
-def _host_sysctls(config: FelixConfig) -> dict[Sysctl, str | None]:
-    found: dict[Sysctl, str | None] = {}
+def _host_sysctls(config: FelixConfig) -> dict[Sysctl, str]:
+    found: dict[Sysctl, str] = {}
     if config.ip_forwarding:
         found[Sysctl(("net", "ipv4", "ip_forward"))] = "1"
         if config.ipv6_support:
             found[Sysctl(("net", "ipv6", "conf", "all", "forwarding"))] = "1"
     return found
-
-
-def _set_host_side(
-    old: WorkloadEndpointState | None, new: WorkloadEndpointState | None, config: FelixConfig, delta: DataplaneDelta
-) -> None:
-    """Sysctls and permanent neighbours of the interface; a sysctl of a gone endpoint is just not wanted any more."""
-    if old is not None:
-        for sysctl in _interface_sysctls(old.interface, config):
-            delta.sysctls.setdefault(sysctl, None)
-        for neighbour in _neighbours(old):
-            delta.neighbours.setdefault(neighbour, False)
-    if new is not None:
-        delta.sysctls.update(_interface_sysctls(new.interface, config))
-        delta.neighbours.update(dict.fromkeys(_neighbours(new), True))
 
 
 def _neighbours(state: WorkloadEndpointState) -> list[Neighbour]:

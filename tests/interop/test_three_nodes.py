@@ -87,7 +87,7 @@ def log_of(lab: Lab, node: str, daemon: str) -> str:
 
 def pid_of(lab: Lab, node: str, pattern: str) -> int:
     """The pid, as the node sees it, of the one process whose command line matches."""
-    found = lab.node(node).run(["pgrep", "-o", "-f", pattern], check=False).stdout.split()
+    found = lab.node(node).run(["pgrep", "-o", "-f", "--", pattern], check=False).stdout.split()
     return int(found[0]) if found else 0
 
 
@@ -173,19 +173,43 @@ def test_a_new_endpoint_is_routed_and_policed_and_goes_without_trace(lab: Lab) -
         node.run(["ip", "netns", "del", "pod3"], check=False)
 
 
+SPARE_BIRD = """
+router id 172.31.0.2;
+log stderr all;
+protocol device {}
+protocol bgp spare {
+    local 172.31.0.2 as 64800; neighbor 172.31.1.11 as 64512; multihop;
+    connect delay time 1; connect retry time 1; error wait time 1, 2;
+    ipv4 { import all; export none; };
+}
+"""
+
+
 def test_a_new_peer_comes_up_and_goes_and_no_other_session_is_touched(lab: Lab) -> None:
     def since(node: str) -> dict[str, str]:
         return {s["name"]: s["since"] for s in ex.birdpy_sessions(lab, node) if s["state"] == "up"}
 
-    before = {node: since(node) for node in NODES}
+    def spare(command: str) -> str:
+        return other.run(["birdc", "-s", "/run/spare.ctl", *command.split()], check=False).stdout
+
+    other = lab.node("etcd")
+    other.run(["sh", "-c", "cat > /etc/spare.conf"], stdin=SPARE_BIRD)
+    bird = other.daemon("spare", ["bird", "-f", "-c", "/etc/spare.conf", "-s", "/run/spare.ctl"])
     key = R + "bgppeers/spare"
-    put(lab, key, {"spec": {"node": "node1", "peerIP": "172.31.1.254", "asNumber": 64700}})
-    until("the new session", lambda: "Node_172_31_1_254" in since("node1"), 60)
-    delete(lab, key)
-    until(
-        "the new session gone", lambda: "Node_172_31_1_254" not in [s["name"] for s in ex.birdpy_sessions(lab, "node1")]
-    )
-    assert {node: since(node) for node in NODES} == before
+    try:
+        before = {node: since(node) for node in NODES}
+        put(lab, key, {"spec": {"node": "node1", "peerIP": "172.31.0.2", "asNumber": 64800}})
+        until("the new session", lambda: "Node_172_31_0_2" in since("node1"), 60)
+        until("its route", lambda: "10.65.1.0/26" in spare("show route"))
+        assert "10.65.2.0/26" not in spare("show route"), "iBGP routes are not passed on"
+        delete(lab, key)
+        until("the new session gone", lambda: "Node_172_31_0_2" not in since("node1"))
+        until("its end at the peer", lambda: "Established" not in spare("show protocols spare"))
+        assert {node: since(node) for node in NODES} == before
+    finally:
+        delete(lab, key)
+        other.run(["pkill", "-x", "bird"], check=False)
+        bird.wait(10)
 
 
 KILLS = {
@@ -215,7 +239,7 @@ def test_a_daemon_killed_under_traffic_loses_no_packet_and_flushes_nothing(
     until(f"{victim} back", lambda: pid_of(lab, node_name, pattern) not in {0, old}, 30)
     ex.until("sessions", lambda: ex.missing_sessions(lab, expect), 60)
     assert {s.what: s.lost() for s in streams} == {s.what: 0 for s in streams}
-    routes.terminate()
+    node.run(["pkill", "-x", "ip"])
     deleted = [line for line in routes.communicate(timeout=10)[0].splitlines() if "Deleted" in line]
     assert deleted == []
     assert ex.missing_routes(lab, expect) == ""
@@ -235,7 +259,8 @@ def test_etcd_killed_and_back_under_traffic_changes_nothing(lab: Lab, expect: ex
     until("etcd", lambda: etcd.run(["etcdctl", "endpoint", "health"], check=False).returncode == 0)
     assert ex.missing_routes(lab, expect) == ""
     key = R + "globalnetworkpolicies/after"
-    wait_applied(lab, put(lab, key, {"spec": {"order": 1, "selector": "app == 'db'", "types": ["Ingress"]}}))
+    spec = {"order": 1, "selector": "app == 'db'", "types": ["Ingress"], "ingress": [{"action": "Deny"}]}
+    wait_applied(lab, put(lab, key, {"spec": spec}))
     assert not pings(lab, "node1", "pod1", "10.65.3.2"), "the agents follow etcd again"
     wait_applied(lab, delete(lab, key))
     assert pings(lab, "node1", "pod1", "10.65.3.2")

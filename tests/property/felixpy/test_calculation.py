@@ -1,0 +1,223 @@
+"""Only the present counts: whatever the history, the desired state is that of a fresh start with the final values."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from felixpy.calc.graph import CalcGraph
+from felixpy.render.renderer import DataplaneDelta, Renderer
+from libcalico.dataplane.ruleset import Chain, Element, NftSet
+
+R = "/calico/resources/v3/projectcalico.org/"
+SELECTORS = ["all()", "app == 'a'", "app == 'b' && has(team)", "!has(app)", "team in {'x', 'y'}", "has(lab)"]
+
+
+@dataclass
+class Desired:
+    """What a renderer has said so far, added up."""
+
+    chains: dict[str, Chain] = field(default_factory=dict)
+    sets: dict[str, NftSet] = field(default_factory=dict)
+    elements: dict[str, set[Element]] = field(default_factory=dict)
+    routes: dict[Any, Any] = field(default_factory=dict)
+    sysctls: dict[Any, str] = field(default_factory=dict)
+    neighbours: set[Any] = field(default_factory=set)
+
+    def add(self, delta: DataplaneDelta) -> None:
+        for mine, theirs in ((self.chains, delta.chains), (self.sets, delta.sets), (self.routes, delta.routes),
+                             (self.sysctls, delta.sysctls)):  # fmt: skip
+            for key, value in theirs.items():  # type: ignore[attr-defined]
+                if value is None:
+                    mine.pop(key, None)  # type: ignore[attr-defined]
+                else:
+                    mine[key] = value  # type: ignore[index]
+        for name in [n for n in self.elements if n not in self.sets]:
+            del self.elements[name]
+        for name, change in delta.elements.items():
+            if name not in self.sets:
+                continue
+            held = self.elements.setdefault(name, set())
+            if change.replace:
+                held.clear()
+            held.difference_update(change.remove)
+            held.update(change.add)
+        for neighbour, present in delta.neighbours.items():
+            (self.neighbours.add if present else self.neighbours.discard)(neighbour)
+
+    def check(self) -> None:
+        """Nothing dangles."""
+        for chain in self.chains.values():
+            for rule in chain.rules:
+                for target in re.findall(r"(?:jump|goto) (\S+)", rule.text):
+                    assert target in self.chains, f"{chain.name} leads to {target}, which does not exist"
+                for name in re.findall(r"@(\S+)", rule.text):
+                    assert name in self.sets, f"{chain.name} asks {name}, which does not exist"
+        for name, members in self.elements.items():
+            for element in members:
+                if element.value:
+                    assert element.value.split()[1] in self.chains, (name, element)
+
+
+def endpoint(node: str, number: int, **spec: Any) -> str:
+    return f"{R}workloadendpoints/default/{node}-cni-c{number}-eth0"
+
+
+labels = st.fixed_dictionaries({}, optional={"app": st.sampled_from("ab"), "team": st.sampled_from(["x", "z"])})
+endpoint_spec = st.builds(
+    lambda lab, profile, address, iface, mac: {
+        "metadata": {"labels": lab},
+        "spec": {
+            "profiles": profile, "ipNetworks": [f"10.0.0.{address}/32", f"fd00::{address}/128"], "endpoint": "eth0",
+            "orchestrator": "cni", "interfaceName": f"cali{iface}", "mac": mac,
+            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        },
+    },
+    labels, st.lists(st.sampled_from(["p1", "p2", "gone"]), unique=True, max_size=2), st.integers(1, 4),
+    st.integers(1, 2), st.sampled_from(["", "ce:00:00:00:00:01"]),
+)  # fmt: skip
+entity = st.fixed_dictionaries(
+    {},
+    optional={
+        "selector": st.sampled_from(SELECTORS),
+        "notSelector": st.sampled_from(SELECTORS[1:]),
+        "nets": st.lists(st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "192.0.2.0/24"]), min_size=1, max_size=2),
+    },
+)
+rule = st.builds(
+    lambda action, source, named, bad: {
+        "action": "Explode" if bad else action,
+        "protocol": "TCP",
+        "source": source,
+        "destination": {"ports": ["http", 80]} if named else {},
+    },
+    st.sampled_from(["Allow", "Deny", "Pass", "Log"]), entity, st.booleans(), st.sampled_from([False] * 9 + [True]),
+)  # fmt: skip
+policy = st.builds(
+    lambda tier, order, selector, types, ingress, egress: {
+        "spec": {
+            "tier": tier, "order": order, "selector": selector, "types": types, "ingress": ingress, "egress": egress,
+        }
+    },
+    st.sampled_from(["default", "guard", "absent"]), st.none() | st.integers(1, 3),
+    st.sampled_from([*SELECTORS, "broken =="]), st.sampled_from([None, ["Ingress"], ["Ingress", "Egress"]]),
+    st.lists(rule, max_size=2), st.lists(rule, max_size=1),
+)  # fmt: skip
+profile = st.builds(
+    lambda inherit, ingress: {"spec": {"labelsToApply": inherit, "ingress": ingress, "egress": [{"action": "Allow"}]}},
+    st.sampled_from([{}, {"lab": ""}, {"team": "x"}]), st.lists(rule, max_size=1),
+)  # fmt: skip
+network_set = st.builds(
+    lambda lab, nets: {"metadata": {"labels": lab}, "spec": {"nets": nets}},
+    labels, st.lists(st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1", "fd00::/16"]), max_size=3),
+)  # fmt: skip
+block = st.builds(
+    lambda owner: {"cidr": "10.0.0.0/26", "affinity": f"host:{owner}", "allocations": [], "unallocated": []},
+    st.sampled_from(["n1", "n2"]),
+)
+config = st.builds(
+    lambda action, six: {"spec": {"defaultEndpointToHostAction": action, "ipv6Support": six}},
+    st.sampled_from(["Drop", "Return"]), st.booleans(),
+)  # fmt: skip
+
+
+def _with_node(value: Any, node: str, number: int) -> Any:
+    if value is not None:
+        value["spec"] |= {"node": node, "containerID": f"c{number}"}
+    return value
+
+
+def _keyed(key: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Any]]:
+    return st.tuples(st.just(key), st.none() | values)
+
+
+step = st.one_of(
+    *[
+        st.tuples(
+            st.just(endpoint(node, n)),
+            (st.none() | endpoint_spec).map(lambda v, node=node, n=n: _with_node(v, node, n)),
+        )
+        for node, n in (("n1", 1), ("n1", 2), ("n1", 3), ("n2", 4))
+    ],
+    *[_keyed(f"{R}globalnetworkpolicies/g{n}", policy) for n in range(3)],
+    _keyed(f"{R}networkpolicies/default/np", policy),
+    _keyed(
+        f"{R}tiers/guard", st.sampled_from([{"spec": {"order": 1, "defaultAction": "Pass"}}, {"spec": {"order": 9}}])
+    ),
+    _keyed(f"{R}tiers/default", st.just({"spec": {"order": 1000}})),
+    *[_keyed(f"{R}profiles/p{n}", profile) for n in (1, 2)],
+    _keyed(f"{R}globalnetworksets/s", network_set),
+    _keyed(f"{R}networksets/default/s", network_set),
+    _keyed("/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26", block),
+    _keyed(f"{R}felixconfigurations/default", config),
+)
+histories = st.lists(st.tuples(step, st.booleans()), max_size=40)
+
+
+def tell(graph: CalcGraph, key: str, value: Any) -> None:
+    graph.on_update(key, None if value is None else json.dumps(value).encode())
+
+
+def fresh(state: dict[str, Any]) -> Desired:
+    graph = CalcGraph("n1")
+    for key, value in state.items():
+        tell(graph, key, value)
+    graph.flush()
+    desired = Desired()
+    desired.add(Renderer(graph).render())
+    return desired
+
+
+@given(histories, st.randoms(use_true_random=False))
+@settings(max_examples=250, deadline=None)
+def test_only_the_present_counts(history: list[tuple[tuple[str, Any], bool]], rng: Any) -> None:
+    graph, desired = CalcGraph("n1"), Desired()
+    renderer = Renderer(graph)
+    for (key, value), stop_here in history:
+        tell(graph, key, value)
+        if stop_here:
+            graph.flush()
+            desired.add(renderer.render())
+            desired.check()
+    graph.flush()
+    desired.add(renderer.render())
+    desired.check()
+    state = dict(step for step, _ in history)
+    shuffled = dict(rng.sample(sorted(state.items(), key=lambda i: i[0]), len(state)))
+    for other in (fresh(state), fresh(shuffled)):
+        assert desired.chains == other.chains
+        assert desired.sets == other.sets
+        assert desired.elements == other.elements
+        assert desired.routes == other.routes
+        assert desired.sysctls == other.sysctls
+        assert desired.neighbours == other.neighbours
+
+
+@given(histories)
+@settings(max_examples=150, deadline=None)
+def test_taking_everything_away_leaves_nothing_behind(history: list[tuple[tuple[str, Any], bool]]) -> None:
+    graph = CalcGraph("n1")
+    renderer = Renderer(graph)
+    for (key, value), stop_here in history:
+        tell(graph, key, value)
+        if stop_here:
+            graph.flush()
+            renderer.render()
+    for (key, _), _ in history:
+        tell(graph, key, None)
+    graph.flush()
+    renderer.render()
+    tell(graph, f"{R}profiles/projectcalico-default-allow", None)
+    assert graph.routes.empty
+    assert graph.ip_sets.empty
+    assert not graph.endpoints
+    assert not len(graph.problems)
+    assert not renderer.holds_anything
+    graph.resolver.on_profile("projectcalico-default-allow", None)
+    graph.resolver.flush()
+    assert graph.resolver.empty
