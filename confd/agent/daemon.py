@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,7 @@ class Confd:
         for error in errors:
             self._log.error("resource-unusable", reason=error)
         self.failures = {"conf.d": "; ".join(errors)} if errors else {}
-        python = sys.executable
-        self._publishers = []
-        for resource in resources:
-            check = resource.check_cmd.replace("{{python}}", python)
-            filled = dataclasses.replace(resource, check_cmd=check)
-            self._publishers.append(Publisher(filled, noop=s.noop, keep_stage_file=s.keep_stage_file))
+        self._publishers = [Publisher(r, noop=s.noop, keep_stage_file=s.keep_stage_file) for r in resources]
 
     async def run(self) -> int:
         """Work until cancelled; with ``onetime`` return 0, or 1 if any resource failed."""

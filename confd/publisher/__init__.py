@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import os
-import shlex
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +97,14 @@ class Publisher:
 
     async def _command(self, command: str, src: Path, what: str) -> None:
         """Run a check or reload, without a shell.  Raises PublishError."""
-        words = fill(shlex.split(command), {"src": str(src), "dest": str(self.resource.dest)})
         pipe = asyncio.subprocess.PIPE
         try:
+            words = fill(command, {"src": str(src), "dest": str(self.resource.dest), "python": sys.executable})
             process = await asyncio.create_subprocess_exec(
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT
             )
-        except OSError as why:
-            raise PublishError(f"{what} `{command}`: {why.strerror}") from None
+        except (OSError, ValueError) as why:
+            raise PublishError(f"{what} `{command}`: {why}") from None
         try:
             output, _ = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
         except TimeoutError:

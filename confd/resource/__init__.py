@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,10 @@ def _mode(value: Any) -> int:
     return mode
 
 
-def fill(words: list[str], values: dict[str, str]) -> list[str]:
-    """Replace ``{{src}}`` and ``{{ .src }}`` in the words of a command line."""
-    return [_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), word) for word in words]
+def fill(command: str, values: dict[str, str]) -> list[str]:
+    """Split a command line into words and replace ``{{src}}`` and ``{{ .src }}`` in them; no shell is involved.
+
+    Raises ValueError for quotes without an end.
+    """
+    tight = _PLACEHOLDER.sub(lambda m: "{{" + m[1] + "}}", command)
+    return [_PLACEHOLDER.sub(lambda m: values.get(m[1], m[0]), word) for word in shlex.split(tight)]
