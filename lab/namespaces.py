@@ -158,11 +158,12 @@ def kill_and_wait(holder_pid: int, pid: int) -> None:
             continue
     deadline = time.monotonic() + 5
     for victim in (pid, holder_pid):
-        while _exists(victim) and time.monotonic() < deadline:
+        while is_alive(victim) and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
-def _exists(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """True while a process runs; a zombie that nobody has waited for does not."""
     try:
         if os.waitpid(pid, os.WNOHANG)[0] == pid:
             return False

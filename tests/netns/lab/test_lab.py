@@ -1,0 +1,115 @@
+"""felixpy-lab: what it builds, and that nothing is left, also after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.namespaces import LabError, is_alive
+from lab.runner import STATE_DIR, Lab
+
+TOPOLOGY = """
+name: tiny-test-lab
+topology:
+  nodes:
+    a:
+      kind: linux
+      cmd: sleep 1000
+      env: {GREETING: "hello there"}
+      binds: ["greeting:/etc/lab/greeting:ro"]
+      sysctls: {net.ipv4.ip_forward: 1}
+      exec:
+        - ip address add 192.0.2.1/24 dev eth1
+        - sh -c 'printf "%s" "$$GREETING" > /run/said'
+    b:
+      kind: linux
+      exec: [ip address add 192.0.2.2/24 dev eth1]
+  links:
+    - endpoints: ["a:eth1", "b:eth1"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "greeting").write_text("from the host")
+    path = tmp_path / "tiny.clab.yml"
+    path.write_text(TOPOLOGY)
+    return path
+
+
+def world() -> dict[str, set[str]]:
+    """What a lab could leave behind on this machine."""
+
+    def lines(*command: str) -> set[str]:
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    labs = {p.name for p in STATE_DIR.iterdir()} if STATE_DIR.exists() else set()
+    return {
+        "links": lines("ip", "-br", "link"),
+        "addresses": lines("ip", "-br", "address"),
+        "routes": lines("ip", "route", "show", "table", "all"),
+        "mounts": set(Path("/proc/self/mounts").read_text().splitlines()),
+        "state": {lab for lab in labs if "tiny" in lab},
+    }
+
+
+def test_a_lab_works_inside_and_leaves_nothing_outside(file: Path) -> None:
+    before = world()
+    with Lab.from_file(file, tied=True) as lab:
+        a = lab.node("a")
+        a.run(["ping", "-c", "1", "-W", "2", "192.0.2.2"])
+        assert a.run(["cat", "/run/said"]).stdout == "hello there"
+        assert a.run(["cat", "/etc/lab/greeting"]).stdout == "from the host"
+        assert a.run(["hostname"]).stdout.strip() == "a"
+        assert a.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
+        assert lab.node("b").run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "0"
+        assert "sleep 1000" in a.run(["ps", "ax"]).stdout
+        a.run(["sh", "-c", "echo x > /etc/lab-was-here; echo x > /var/lab-was-here; echo x > /run/lab-was-here"])
+        assert {k: v for k, v in world().items() if k in {"links", "addresses", "routes", "mounts"}} == {
+            k: v for k, v in before.items() if k != "state"
+        }, "not even while it runs"
+        pids = [node.pid for node in lab.nodes.values()]
+        with pytest.raises(LabError, match="failed"):
+            a.run(["false"])
+        with pytest.raises(LabError, match="no node"):
+            lab.node("c")
+    assert world() == before
+    assert not any(is_alive(pid) for pid in pids)
+    assert not Path("/etc/lab-was-here").exists()
+    assert not Path("/var/lab-was-here").exists()
+
+
+def test_a_failing_exec_takes_the_whole_lab_down_and_says_why(file: Path) -> None:
+    before = world()
+    file.write_text(TOPOLOGY.replace("192.0.2.2/24 dev eth1", "192.0.2.2/24 dev eth9"))
+    with pytest.raises(LabError, match="eth9"), Lab.from_file(file, tied=True):
+        pass
+    assert world() == before
+
+
+def test_what_a_killed_runner_left_is_removed_by_the_next_one(file: Path) -> None:
+    before = world()
+    up = f"Lab.from_file(Path({str(file)!r})).up(); print('up'); input()"
+    script = f"from pathlib import Path; from lab.runner import Lab; {up}"
+    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    runner = subprocess.Popen([sys.executable, "-c", script], text=True, **quiet)  # type: ignore[call-overload]
+    assert runner.stdout is not None
+    assert runner.stdout.readline() == "up\n"
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    old = Lab.from_file(file).attach()
+    pids = [node.pid for node in old.nodes.values()]
+    assert all(is_alive(pid) for pid in pids), "a lab outlives its runner"
+    with Lab.from_file(file, tied=True) as lab:
+        lab.node("a").run(["ping", "-c", "1", "-W", "2", "192.0.2.2"])
+        deadline = time.monotonic() + 5
+        while any(is_alive(pid) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert world() == before
