@@ -138,6 +138,11 @@ def matrix(pods: list[Namespace]) -> dict[tuple[int, int], bool]:
     return found
 
 
+def ordered(name: str, order: int, action: str) -> tuple[str, dict[str, Any]]:
+    spec = {"order": order, "selector": "app == 'a'", "ingress": [{"action": action}], "types": ["Ingress"]}
+    return f"globalnetworkpolicies/{name}", spec
+
+
 CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[tuple[int, int]]]] = {
     "no policy: the profile allows": ([], {(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)}),
     "an ingress policy without rules closes what it selects": (
@@ -150,8 +155,8 @@ CASES: dict[str, tuple[list[tuple[str, dict[str, Any]]], set[tuple[int, int]]]] 
         {(1, 2), (1, 3), (2, 1), (2, 3), (3, 2)},
     ),
     "the lower order decides": (
-        [("globalnetworkpolicies/late", {"order": 2, "selector": "app == 'a'", "ingress": [{"action": "Deny"}], "types": ["Ingress"]}),
-         ("globalnetworkpolicies/soon", {"order": 1, "selector": "app == 'a'", "ingress": [{"action": "Allow"}], "types": ["Ingress"]})],
+        [ordered("late", 2, "Deny"),
+         ordered("soon", 1, "Allow")],
         {(1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2)},
     ),
     "a pass leaves the tier, the next tier decides": (
