@@ -102,9 +102,11 @@ class Daemon:
             text = self.settings.exabgp_file.read_bytes()
             self.speaker.configure(config)
         except (OSError, ValueError, SpeakerError) as why:
-            self.config_error = f"{self.settings.speaker_file}: {why}"
-            self._log.error("configuration-refused", reason=self.config_error)
-            raise ControlError(self.config_error) from None
+            error = f"{self.settings.speaker_file}: {why}"
+            if error != self.config_error:
+                self._log.error("configuration-refused", reason=error)
+            self.config_error = error
+            raise ControlError(error) from None
         self.config_error = ""
         self._change_sessions(config)
         self._start_exabgp(config, text)

@@ -20,7 +20,7 @@ from libcalico.runtime.logs import get_logger
 
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S, _HEALTHY_S = 0.2, 5.0, 10.0
-_NOISE = re.compile(r"route (added|removed)|statistics|connection to .* closed")
+_NOISE = re.compile(r"route (added|removed)|statistics|connection to .* closed|environment file missing|exabgp env >")
 
 
 def _die_with_parent() -> None:

@@ -48,18 +48,30 @@ class NftMonitor:
         self._sock.close()
 
     async def read(self) -> list[NftChange]:
-        """Wait for transactions; return those that have come."""
+        """Wait for transactions; return those that have come.
+
+        A congested socket tells only once that it lost something, and goes on losing until it has been read empty:
+        so it is, before the loss is reported.
+        """
         loop = asyncio.get_running_loop()
         changes: list[NftChange] = []
-        while not changes:
+        lost = False
+        while not (changes or lost):
             try:
-                data = await loop.sock_recv(self._sock, 1 << 20)
+                changes += self._parse(await loop.sock_recv(self._sock, 1 << 20))
             except OSError as why:
-                if why.errno == errno.ENOBUFS:
-                    return [NftChange(overflow=True)]
-                raise
-            changes += self._parse(data)
-        return changes
+                if why.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+        while True:
+            try:
+                changes += self._parse(self._sock.recv(1 << 20))
+            except BlockingIOError:
+                return [NftChange(overflow=True)] if lost else changes
+            except OSError as why:
+                if why.errno != errno.ENOBUFS:
+                    raise
+                lost = True
 
     def _parse(self, data: bytes) -> list[NftChange]:
         changes: list[NftChange] = []

@@ -229,6 +229,7 @@ def test_a_daemon_killed_under_traffic_loses_no_packet_and_flushes_nothing(
     old = pid_of(lab, node_name, pattern)
     assert old
     routes = node.popen(["ip", "monitor", "route"], stdout=subprocess.PIPE)
+    policy = node.popen(["nft", "monitor"], stdout=subprocess.PIPE)
     streams = [
         Stream(lab, "node1", "pod1", "10.65.3.1", 500),
         Stream(lab, "node3", "pod1", "10.65.1.2", 500),
@@ -242,6 +243,9 @@ def test_a_daemon_killed_under_traffic_loses_no_packet_and_flushes_nothing(
     node.run(["pkill", "-x", "ip"])
     deleted = [line for line in routes.communicate(timeout=10)[0].splitlines() if "Deleted" in line]
     assert deleted == []
+    node.run(["pkill", "-x", "nft"])
+    written = [line for line in policy.communicate(timeout=10)[0].splitlines() if not line.startswith("#")]
+    assert written == [], "a new agent finds its policy in force and rewrites none of it"
     assert ex.missing_routes(lab, expect) == ""
     assert ex.wrong_pings(ex.ping_all(lab, expect.places), expect) == []
 

@@ -177,7 +177,7 @@ async def test_nothing_is_in_sync_before_the_store_answers(tmp_path: Path) -> No
                 await asyncio.sleep(0.05)
         assert syncer.state.status is SyncStatus.CONNECTING
         with server:
-            await store.put(P + "a", b"1")
+            await asyncio.to_thread(server.ctl, "put", P + "a", "1")
             await view.until(lambda: view.rows == {P + "a": b"1"})
     await store.close()
 
