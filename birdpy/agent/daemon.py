@@ -26,6 +26,8 @@ from libcalico.runtime.control import ControlError, ControlServer
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program, until_stopped
 
+_END_OF_RIB_AT_THE_LATEST_S = 10.0
+
 
 class Daemon:
     """One node's BGP daemon."""
@@ -41,7 +43,7 @@ class Daemon:
         self._wake = asyncio.Event()
         self._pipe = ApiPipe(settings.api_socket, self._exabgp_came, self._on_line, self._exabgp_went)
         self.process = ExabgpProcess(settings.exabgp_file, settings.api_socket.parent)
-        self._announcer = Announcer(self.speaker, self._pipe, self.sessions)
+        self._announcer = Announcer(self.speaker, self._pipe, self.sessions, self._clock)
         self.kernel: KernelSync | None = None
         self._exabgp_text = b""
         self._swept = False
@@ -165,6 +167,8 @@ class Daemon:
         match event:
             case codec.PeerUpdate():
                 self.speaker.update(name, event.announced, event.withdrawn)
+            case codec.PeerSent():
+                self._announcer.sent(name, event.prefixes)
             case codec.PeerEndOfRib():
                 self.speaker.end_of_rib(name, event.family)
             case codec.PeerOpened():
@@ -184,6 +188,7 @@ class Daemon:
         peer = self.speaker.peers[name]
         session.state, session.since = "up", datetime.now(UTC)
         session.owes_end_of_rib = {peer.address.family}
+        session.end_of_rib_by = self._clock.monotonic() + _END_OF_RIB_AT_THE_LATEST_S
         router_id = Addr.parse(session.router_id).value if session.router_id else 0
         self.speaker.peer_up(name, router_id, (peer.address.family,))
         self._log.info("peer-up", peer=name, address=str(session.address))

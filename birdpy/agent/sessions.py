@@ -2,6 +2,9 @@
 
 ExaBGP keeps announcements over a session's end and sends them again with the next one, so what it was told must be
 taken back even while a peer is down.  A new ExaBGP has been told nothing.
+
+End-of-RIB goes out only when ExaBGP has said that every announcement is sent: a peer that helps us restart drops, at
+End-of-RIB, what has not been announced again (RFC 4724 section 4.2), and ExaBGP does not keep the two in order.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from birdpy.exabgp import codec
 from birdpy.exabgp.pipe import ApiPipe
 from birdpy.rib.path import Attributes
 from birdpy.rib.speaker import Speaker
+from libcalico.clock import Clock
 from libcalico.net import Addr, Family, Prefix
 from libcalico.reconcile import DeltaTracker
 
@@ -30,13 +34,21 @@ class Session:
         self.router_id = ""
         self.restart_time_s = 0
         self.owes_end_of_rib: set[Family] = set()
+        self.unsent: set[Prefix] = set()
+        self.end_of_rib_by = 0.0  # at the latest, seconds monotonic
+
+    def may_end(self, now: float) -> bool:
+        """True if an End-of-RIB is owed and may go out."""
+        if not self.owes_end_of_rib or self.state != "up" or not self.told.in_sync:
+            return False
+        return not self.unsent or now >= self.end_of_rib_by
 
 
 class Announcer:
     """Writes to ExaBGP what differs, whenever something does."""
 
-    def __init__(self, speaker: Speaker, pipe: ApiPipe, sessions: dict[str, Session]) -> None:
-        self._speaker, self._pipe, self._sessions = speaker, pipe, sessions
+    def __init__(self, speaker: Speaker, pipe: ApiPipe, sessions: dict[str, Session], clock: Clock) -> None:
+        self._speaker, self._pipe, self._sessions, self._clock = speaker, pipe, sessions, clock
         self._news = asyncio.Event()
 
     def take_changes(self) -> None:
@@ -47,14 +59,22 @@ class Announcer:
                 continue
             for prefix, attributes in table.take_changes().items():
                 session.told.want(prefix, attributes)
-            if not session.told.in_sync or session.owes_end_of_rib:
+            if not session.told.in_sync or session.may_end(self._clock.monotonic()):
                 self._news.set()
+
+    def sent(self, name: str, prefixes: list[Prefix]) -> None:
+        """ExaBGP has sent these."""
+        session = self._sessions[name]
+        session.unsent.difference_update(prefixes)
+        if session.may_end(self._clock.monotonic()):
+            self._news.set()
 
     def peer_lost(self, name: str) -> None:
         """The next session begins with nothing told."""
         session = self._sessions[name]
         session.told.replace_wanted({})
         session.owes_end_of_rib.clear()
+        session.unsent.clear()
         self._news.set()
 
     def new_exabgp(self) -> None:
@@ -76,10 +96,15 @@ class Announcer:
         gone = [prefix for prefix, attributes in pending if attributes is None]
         new = [(prefix, attributes) for prefix, attributes in pending if attributes is not None]
         commands = codec.withdraw(session.address, gone) + codec.announce(session.address, new)
-        owed = sorted(session.owes_end_of_rib)
-        commands += [codec.end_of_rib(session.address, family) for family in owed]
-        if not commands or not await self._pipe.send(commands):
-            return
-        for prefix, attributes in pending:
-            session.told.saw(prefix, attributes)
-        session.owes_end_of_rib.difference_update(owed)
+        if commands:
+            if session.state == "up":
+                session.unsent.update(prefix for prefix, _ in new)
+            session.unsent.difference_update(gone)
+            if not await self._pipe.send(commands):
+                return
+            for prefix, attributes in pending:
+                session.told.saw(prefix, attributes)
+        if session.may_end(self._clock.monotonic()):
+            owed = sorted(session.owes_end_of_rib)
+            if await self._pipe.send([codec.end_of_rib(session.address, family) for family in owed]):
+                session.owes_end_of_rib.difference_update(owed)

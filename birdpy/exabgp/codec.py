@@ -53,6 +53,13 @@ class PeerUpdate(msgspec.Struct, frozen=True):
     withdrawn: list[tuple[Prefix, int]]
 
 
+class PeerSent(msgspec.Struct, frozen=True):
+    """ExaBGP has sent these announcements to the peer."""
+
+    peer: str
+    prefixes: list[Prefix]
+
+
 class PeerEndOfRib(msgspec.Struct, frozen=True):
     """The peer has sent all it had of one family."""
 
@@ -67,7 +74,7 @@ class PeerNotification(msgspec.Struct, frozen=True):
     text: str
 
 
-Event = PeerOpened | PeerState | PeerFsm | PeerUpdate | PeerEndOfRib | PeerNotification
+Event = PeerOpened | PeerState | PeerFsm | PeerUpdate | PeerSent | PeerEndOfRib | PeerNotification
 
 
 class CodecError(ValueError):
@@ -86,7 +93,8 @@ def decode(line: bytes) -> Event | None:
         kind = event.get("type")
         peer = str(event["neighbor"]["address"]["peer"]) if "neighbor" in event else ""
         if kind == "update":
-            return _update(peer, event["neighbor"]["message"])
+            sent = event["neighbor"].get("direction") == "send"
+            return (_sent if sent else _update)(peer, event["neighbor"]["message"])
         if kind == "state":
             return PeerState(peer, event["neighbor"]["state"], str(event["neighbor"].get("reason", "")))
         if kind == "fsm":
@@ -110,6 +118,12 @@ def _notification(neighbor: dict[str, Any]) -> str:
     if not isinstance(message, dict):
         return str(message)
     return f"code {message.get('code')}/{message.get('subcode')} {message.get('message', '')}".strip()
+
+
+def _sent(peer: str, message: dict[str, Any]) -> Event | None:
+    announced = message.get("update", {}).get("announce", {}).values()
+    prefixes = [_nlri(route)[0] for by_next_hop in announced for routes in by_next_hop.values() for route in routes]
+    return PeerSent(peer, prefixes) if prefixes else None
 
 
 def _update(peer: str, message: dict[str, Any]) -> Event | None:
