@@ -31,21 +31,38 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     mod_revision: int
 
 
+class StoreStatus(msgspec.Struct, frozen=True, gc=False):
+    """Who the store is and how far it has come.
+
+    Another cluster id or a lower revision tells of a restore; a lower raft term hints at one that has overtaken us.
+    """
+
+    cluster_id: int
+    revision: int
+    raft_term: int = 0
+
+
 class Page(msgspec.Struct, frozen=True):
-    """An answer to a list: all keys of the range at one revision."""
+    """An answer to a list: all keys of the range at one revision.
+
+    ``store`` is what the member that answered says of itself.
+    """
 
     items: list[KeyValue]
     revision: int
+    store: StoreStatus | None = None
 
 
 class WatchBatch(msgspec.Struct, frozen=True):
     """Events up to and including ``revision``, complete: a revision is never split over two batches.
 
-    A batch without events (revision 0) only says that the watch is alive.
+    A batch without events says that the watch is alive, and, if its revision is not 0, that nothing has happened up
+    to that revision.  The first batch of a watch has no events; ``store`` is what the watched member says of itself.
     """
 
     events: list[Event]
     revision: int
+    store: StoreStatus | None = None
 
 
 class CompareTarget(enum.Enum):
@@ -96,13 +113,6 @@ class TxnResult(msgspec.Struct, frozen=True):
     gets: list[KeyValue | None]
 
 
-class StoreStatus(msgspec.Struct, frozen=True, gc=False):
-    """Who the store is and how far it has come; another cluster id or a lower revision tells of a restore."""
-
-    cluster_id: int
-    revision: int
-
-
 class Datastore(Protocol):
     """An etcd v3 store, real or in memory.  Every call raises DatastoreError and its kin (errors.py)."""
 
@@ -131,7 +141,7 @@ class Datastore(Protocol):
         ...
 
     def watch(self, prefix: str, start_revision: int) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
-        """Watch all keys that begin with ``prefix`` from ``start_revision`` (inclusive).
+        """Watch all keys that begin with ``prefix`` from ``start_revision`` (inclusive; 0: from the first batch on).
 
         Raises Compacted when that history is gone, Unavailable when the stream ends for any reason.
         """
@@ -149,8 +159,8 @@ class Datastore(Protocol):
         """End a lease and the keys on it; gone already: fine."""
         ...
 
-    async def status(self) -> StoreStatus:
-        """Ask, linearizable, for identity and revision."""
+    async def status(self, *, elsewhere: bool = False) -> StoreStatus:
+        """Ask, linearizable, for identity and revision; ``elsewhere``: ask another member than the last one."""
         ...
 
     async def close(self) -> None:

@@ -3,44 +3,36 @@
 Why our own: none of the packages survives a compacted watch, a hung member, lost quorum, an expired token or a store
 restored from a backup, and all of them hide the fields that are needed to do so (see docs/internals/etcd.md).
 
-One channel per endpoint, and another one for watches, so that a big list does not delay events.  Calls rotate to the
-next endpoint when one fails; a write whose outcome is unknown is never repeated blindly.
+One channel per endpoint, and one more for each watch, so that a big list does not delay events.  Calls go to the next
+endpoint when one fails; a write whose outcome is unknown is never repeated blindly.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
-import msgspec
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
-from libcalico.datastore.api import (
-    Compare,
-    CompareTarget,
-    Delete,
-    Event,
-    Get,
-    KeyValue,
-    Op,
-    Page,
-    Put,
-    StoreStatus,
-    TxnResult,
-    WatchBatch,
-)
-from libcalico.datastore.errors import Compacted, DatastoreError, Denied, NoSpace, OutcomeUnknown, Unavailable
+from libcalico.datastore import etcd_wire as wire
+from libcalico.datastore.api import Compare, Get, KeyValue, Op, Page, StoreStatus, TxnResult, WatchBatch
+from libcalico.datastore.errors import Compacted, DatastoreError, Denied, OutcomeUnknown, Unavailable
+from libcalico.datastore.etcd_settings import EtcdSettings, target
+from libcalico.datastore.etcd_watch import WatchStream
 from libcalico.datastore.pb import MESSAGES
 
-PAGE_SIZE = 10_000  # smaller pages are quadratic on the server (etcd counts the rest of the range on each)
+__all__ = ["PAGE_SIZE", "EtcdDatastore", "EtcdSettings"]
+
+PAGE_SIZE = 10_000  # keys; smaller pages are quadratic on the server (etcd counts the rest of the range on each)
+_LEAST_PAGE_AFTER_TIMEOUT = 1_000
+_MOST_RESTARTS = 3  # of a list whose revision was compacted between two pages; then all in one page
+_SLICE = 500  # keys converted before the loop gets its turn
 _MAX_MESSAGE = 64 * 1024 * 1024
-_PROBE_AFTER_S, _PROBE_ANSWER_S = 10.0, 3.0
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -57,97 +49,52 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class EtcdSettings(msgspec.Struct, frozen=True):
-    """How to reach etcd; the names are calicoctl's."""
-
-    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
-    ca_cert_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    username: str = ""
-    password: str = ""
-    call_timeout_s: float = 5.0
-    page_timeout_s: float = 10.0
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> EtcdSettings:
-        """Read ``ETCD_ENDPOINTS`` and its kin; the prefix ``CALICO_`` wins.  Raises ValueError."""
-
-        def get(name: str, default: str = "") -> str:
-            return environ.get(f"CALICO_{name}") or environ.get(name) or default
-
-        endpoints = tuple(e.strip() for e in get("ETCD_ENDPOINTS", cls().endpoints[0]).split(",") if e.strip())
-        for endpoint in endpoints:
-            _target(endpoint)
-        return cls(
-            endpoints=endpoints,
-            ca_cert_file=get("ETCD_CA_CERT_FILE"),
-            cert_file=get("ETCD_CERT_FILE"),
-            key_file=get("ETCD_KEY_FILE"),
-            username=get("ETCD_USERNAME"),
-            password=get("ETCD_PASSWORD"),
-        )
-
-
-def _target(endpoint: str) -> tuple[str, bool]:
-    """(host:port, TLS?) of an endpoint with or without a scheme.  Raises ValueError."""
-    url = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
-    if url.scheme not in {"http", "https"} or not url.hostname:
-        raise ValueError(f"{endpoint!r} is no etcd endpoint; write http://HOST:2379 or https://HOST:2379")
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{host}:{url.port or 2379}", url.scheme == "https"
-
-
-def prefix_end(prefix: bytes) -> bytes:
-    """The first key after all that begin with ``prefix``; ``\\0`` (the end of the key space) for the empty one."""
-    stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\0"
-
-
 class _Member:
-    """One endpoint: its two channels and the calls on them."""
+    """One endpoint and the channel for calls to it."""
 
     def __init__(self, settings: EtcdSettings, endpoint: str) -> None:
         self.endpoint = endpoint
         self._settings = settings
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._calls: grpc.aio.Channel | None = None
 
-    def channel(self, role: str) -> grpc.aio.Channel:
-        if role not in self._channels:
-            target, tls = _target(self.endpoint)
-            if tls:
-                credentials = _credentials(self._settings)
-                self._channels[role] = grpc.aio.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
-            else:
-                self._channels[role] = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-        return self._channels[role]
+    def new_channel(self) -> grpc.aio.Channel:
+        address, tls = target(self.endpoint)
+        if not tls:
+            return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(address, _credentials(self._settings), options=_CHANNEL_OPTIONS)
 
     def unary(self, method: str, request: str, response: str) -> Any:
-        return self.channel("calls").unary_unary(
+        if self._calls is None:
+            self._calls = self.new_channel()
+        return self._calls.unary_unary(
             method,
             request_serializer=MESSAGES[request].SerializeToString,
             response_deserializer=MESSAGES[response].FromString,
         )
 
-    def stream(self, method: str, request: str, response: str, role: str) -> Any:
-        return self.channel(role).stream_stream(
-            method,
-            request_serializer=MESSAGES[request].SerializeToString,
-            response_deserializer=MESSAGES[response].FromString,
-        )
+    def keepalive(self) -> Any:
+        if self._calls is None:
+            self._calls = self.new_channel()
+        return stream(self._calls, "/etcdserverpb.Lease/LeaseKeepAlive", "LeaseKeepAlive")
 
-    async def reset(self, role: str) -> None:
-        channel = self._channels.pop(role, None)
+    async def close(self) -> None:
+        """Drop the channel; the next call makes a new one, with certificates read anew."""
+        channel, self._calls = self._calls, None
         if channel is not None:
             await channel.close(None)
 
-    async def close(self) -> None:
-        for role in list(self._channels):
-            await self.reset(role)
+
+def stream(channel: grpc.aio.Channel, method: str, name: str) -> Any:
+    """A bidirectional call; ``name`` with Request and Response names the messages."""
+    return channel.stream_stream(
+        method,
+        request_serializer=MESSAGES[f"{name}Request"].SerializeToString,
+        response_deserializer=MESSAGES[f"{name}Response"].FromString,
+    )
 
 
 def _credentials(settings: EtcdSettings) -> grpc.ChannelCredentials:
-    """Read anew for each channel, so that renewed certificates are taken up."""
+    """Read anew for each channel, so that renewed certificates are taken up.  Raises Denied."""
 
     def read(path: str) -> bytes | None:
         return Path(path).read_bytes() if path else None
@@ -167,350 +114,308 @@ class EtcdDatastore:
         self._settings = settings
         self._members = [_Member(settings, endpoint) for endpoint in settings.endpoints]
         self._current = 0
-        self._token = ""
+        self._token: str | None = None  # None: log in first; empty: the server wants none
         self._login = asyncio.Lock()
+        self._closed = False
 
     @property
     def endpoint(self) -> str:
         """The endpoint in use."""
-        return self._members[self._current].endpoint
+        return self._member.endpoint
 
     # --- reads ------------------------------------------------------------------------------------------------------
 
     async def get(self, key: str) -> KeyValue | None:
-        answer = await self._call("KV", "Range", "RangeRequest", "RangeResponse", key=key.encode())
-        return _key_value(answer.kvs[0]) if answer.kvs else None
+        answer = await self._call("KV", "Range", key=wire.key_bytes(key))
+        return wire.key_value(answer.kvs[0]) if answer.kvs else None
 
     async def list(self, prefix: str, *, revision: int = 0) -> Page:
-        items: list[KeyValue] = []
-        async for page in self._pages(prefix.encode(), revision):
-            revision = page.revision
-            items += page.items
-        return Page(items, revision)
+        """Read page by page from one member; begin again elsewhere when it fails, or when its history moves on."""
+        size, restarts, failures = PAGE_SIZE, 0, 0
+        while True:
+            member = self._member
+            try:
+                return await self._list_at(member, wire.key_bytes(prefix), revision, size)
+            except Compacted:
+                restarts += 1
+                if revision or restarts > _MOST_RESTARTS:
+                    raise
+                size = size if restarts < _MOST_RESTARTS else 0
+            except (Unavailable, wire.Untrusted) as why:
+                failures += 1
+                await self._leave(member, why)
+                if failures >= len(self._members):
+                    raise
+                if isinstance(why, wire.TimedOut):
+                    size = max(size // 2, _LEAST_PAGE_AFTER_TIMEOUT)
 
-    async def _pages(self, prefix: bytes, revision: int) -> AsyncIterator[Page]:
-        """Pages of one revision: the first fixes it; the next page is asked for while one is being read."""
-        end, size = prefix_end(prefix), PAGE_SIZE
-        answer = await self._page(prefix or b"\0", end, size, revision)
-        revision = revision or answer.header.revision
+    async def _list_at(self, member: _Member, prefix: bytes, revision: int, size: int) -> Page:
+        """All pages at the revision of the first; the next one travels while one is being converted."""
+        end = wire.prefix_end(prefix)
+        answer, size = await self._page(member, prefix or b"\0", end, revision, size)
+        store = wire.store_status(answer.header)
+        revision = revision or store.revision
+        items: list[KeyValue] = []
         while answer.more:
             start = answer.kvs[-1].key + b"\0"
-            following = asyncio.ensure_future(self._page(start, end, size, revision))
+            following = asyncio.create_task(self._page(member, start, end, revision, size))
             try:
-                yield Page([_key_value(kv) for kv in answer.kvs], revision)
-                answer = await following
+                await _convert(answer.kvs, items)
+                answer, size = await following
             finally:
-                following.cancel()
-        yield Page([_key_value(kv) for kv in answer.kvs], revision)
+                if not following.cancel() and not following.cancelled():
+                    following.exception()  # it may have failed while we were elsewhere: that is known now
+        await _convert(answer.kvs, items)
+        return Page(items, revision, store)
 
-    async def _page(self, start: bytes, end: bytes, size: int, revision: int) -> Any:
+    async def _page(self, member: _Member, start: bytes, end: bytes, revision: int, size: int) -> tuple[Any, int]:
+        """One page and the size (keys; 0: all) that the next one should have: halved until it fits in a message."""
         while True:
             try:
-                return await self._call(
-                    "KV", "Range", "RangeRequest", "RangeResponse", timeout_s=self._settings.page_timeout_s,
+                answer = await self._call_at(
+                    member, "KV", "Range", timeout_s=self._settings.page_timeout_s,
                     key=start, range_end=end, limit=size, revision=revision,
                 )  # fmt: skip
-            except _TooLarge:
+                return answer, size
+            except wire.TooLarge:
                 if size == 1:
                     raise
-                size //= 2
+                size = size // 2 if size else PAGE_SIZE
 
-    async def status(self) -> StoreStatus:
-        answer = await self._call("KV", "Range", "RangeRequest", "RangeResponse", key=b"\0", count_only=True)
-        return StoreStatus(answer.header.cluster_id, answer.header.revision)
+    async def status(self, *, elsewhere: bool = False) -> StoreStatus:
+        if elsewhere:
+            self._rotate(self._member)
+        answer = await self._call("KV", "Range", key=b"\0", count_only=True)
+        return wire.store_status(answer.header)
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
-        answer = await self._call(
-            "KV", "Put", "PutRequest", "PutResponse", write=True, key=key.encode(), value=value, lease=lease
-        )
+        answer = await self._call("KV", "Put", write=True, key=wire.key_bytes(key), value=value, lease=lease)
         return int(answer.header.revision)
 
     async def delete(self, key: str) -> bool:
-        answer = await self._call(
-            "KV", "DeleteRange", "DeleteRangeRequest", "DeleteRangeResponse", write=True, key=key.encode()
-        )
+        answer = await self._call("KV", "DeleteRange", write=True, key=wire.key_bytes(key))
         return bool(answer.deleted)
 
     async def delete_prefix(self, prefix: str) -> int:
-        answer = await self._call(
-            "KV", "DeleteRange", "DeleteRangeRequest", "DeleteRangeResponse", write=True,
-            key=prefix.encode() or b"\0", range_end=prefix_end(prefix.encode()),
-        )  # fmt: skip
+        start = wire.key_bytes(prefix)
+        answer = await self._call("KV", "DeleteRange", write=True, key=start or b"\0", range_end=wire.prefix_end(start))
         return int(answer.deleted)
 
     async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        ops = (*success, *failure)
         answer = await self._call(
-            "KV", "Txn", "TxnRequest", "TxnResponse", write=True,
-            compare=[_compare(c) for c in compares],
-            success=[_request_op(op) for op in success],
-            failure=[_request_op(op) for op in failure],
+            "KV", "Txn", write=not all(isinstance(op, Get) for op in ops),
+            compare=[wire.compare(c) for c in compares],
+            success=[wire.request_op(op) for op in success],
+            failure=[wire.request_op(op) for op in failure],
         )  # fmt: skip
         taken = success if answer.succeeded else failure
         gets: list[KeyValue | None] = []
         for op, response in zip(taken, answer.responses, strict=True):
             if isinstance(op, Get):
                 kvs = response.response_range.kvs
-                gets.append(_key_value(kvs[0]) if kvs else None)
+                gets.append(wire.key_value(kvs[0]) if kvs else None)
         return TxnResult(answer.succeeded, answer.header.revision, gets)
 
     async def compact(self, revision: int) -> None:
         """Forget history below ``revision``; for tests and maintenance."""
-        await self._call("KV", "Compact", "CompactionRequest", "CompactionResponse", revision=revision, physical=True)
+        await self._call("KV", "Compact", "Compaction", revision=revision, physical=True)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
     async def lease_grant(self, ttl_s: int) -> int:
-        answer = await self._call("Lease", "LeaseGrant", "LeaseGrantRequest", "LeaseGrantResponse", TTL=ttl_s)
+        answer = await self._call("Lease", "LeaseGrant", TTL=ttl_s)
         return int(answer.ID)
 
     async def lease_keepalive(self, lease: int) -> int:
-        member = self._members[self._current]
-        method = "/etcdserverpb.Lease/LeaseKeepAlive"
-        call = member.stream(method, "LeaseKeepAliveRequest", "LeaseKeepAliveResponse", "calls")(
-            metadata=self._metadata(), timeout=self._settings.call_timeout_s
-        )
+        error: DatastoreError = Unavailable("no endpoint")
+        for _ in self._members:
+            member = self._member
+            try:
+                return await self._keepalive_at(member, lease)
+            except (Unavailable, wire.Untrusted) as why:
+                error = why
+                await self._leave(member, why)
+        raise error
+
+    async def _keepalive_at(self, member: _Member, lease: int) -> int:
+        self._check_open()
+        call = member.keepalive()(metadata=_metadata(self._token), timeout=self._settings.keepalive_timeout_s)
         try:
-            await call.write(MESSAGES["LeaseKeepAliveRequest"](ID=lease))
-            answer = await call.read()
-            if answer is EOF:
-                raise Unavailable(f"{member.endpoint}: the keepalive stream ended")
-            return int(answer.TTL)
-        except grpc.aio.AioRpcError as why:
-            self._rotate(member)
-            raise _translate(why, member.endpoint, write=False) from None
+            with wire.grpc_errors(member.endpoint):
+                await call.write(MESSAGES["LeaseKeepAliveRequest"](ID=lease))
+                answer = await call.read()
         finally:
             call.cancel()
+        if answer is EOF:
+            raise Unavailable(f"{member.endpoint}: the keepalive stream ended")
+        return int(answer.TTL)
 
     async def lease_revoke(self, lease: int) -> None:
         try:
-            await self._call("Lease", "LeaseRevoke", "LeaseRevokeRequest", "LeaseRevokeResponse", ID=lease)
-        except _NotFound:
+            await self._call("Lease", "LeaseRevoke", ID=lease)
+        except wire.NotFound:
             return
 
     # --- watch ------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def watch(self, prefix: str, start_revision: int) -> AsyncIterator[AsyncIterator[WatchBatch]]:
-        member = self._members[self._current]
-        await self._authenticate(member)
-        call = member.stream("/etcdserverpb.Watch/Watch", "WatchRequest", "WatchResponse", "watch")(
-            metadata=self._metadata()
-        )
-        batches = self._batches(call, member, prefix.encode(), start_revision)
-        healthy = False
+        batches = self._watch(wire.key_bytes(prefix), start_revision)
         try:
             yield batches
-            healthy = True
-        except Compacted:
-            healthy = True
-            raise
         finally:
-            call.cancel()
             await batches.aclose()
-            if not healthy:
-                self._rotate(member)
-                await member.reset("watch")
 
-    async def _batches(self, call: Any, member: _Member, prefix: bytes, start: int) -> Any:
-        create = MESSAGES["WatchCreateRequest"](
-            key=prefix or b"\0", range_end=prefix_end(prefix), start_revision=start, progress_notify=True, fragment=True
-        )
-        held: list[Event] = []
+    async def _watch(self, prefix: bytes, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
+        """Watch at the current member; a token that has expired meanwhile is replaced once."""
+        member = self._member
+        for attempt in (1, 2):
+            begun = False
+            token: str | None = None
+            try:
+                progress_counts = await self._orders_progress(member)
+                token = await self._token_from(member)
+                batches = self._watch_at(member, token, prefix, start_revision, progress_counts)
+                async with contextlib.aclosing(batches):
+                    async for batch in batches:
+                        begun = True
+                        yield batch
+            except wire.StaleToken:
+                self._forget(token)
+                if begun or attempt == 2 or not self._settings.username:
+                    raise
+            except (Unavailable, Denied) as why:
+                await self._leave(member, why)
+                raise
+
+    async def _watch_at(
+        self, member: _Member, token: str, prefix: bytes, start_revision: int, progress_counts: bool
+    ) -> AsyncGenerator[WatchBatch, None]:
+        channel = member.new_channel()
+        call = stream(channel, "/etcdserverpb.Watch/Watch", "Watch")(metadata=_metadata(token))
+        watch = WatchStream(call, member.endpoint, self._settings, progress_counts=progress_counts)
         try:
-            await call.write(MESSAGES["WatchRequest"](create_request=create))
-            while True:
-                answer = await self._read(call, member)
-                if answer.canceled:
-                    raise self._cancelled(answer, member)
-                held += [_event(e) for e in answer.events]
-                if answer.fragment:
-                    continue  # the rest of this revision is still to come
-                events, held = held, []
-                yield WatchBatch(events, events[-1].mod_revision if events else 0)
-        except grpc.aio.AioRpcError as why:
-            raise _translate(why, member.endpoint, write=False) from None
-        except asyncio.InvalidStateError as why:
-            raise Unavailable(f"{member.endpoint}: the watch stream is gone: {why}") from None
-
-    async def _read(self, call: Any, member: _Member) -> Any:
-        """Read one answer; after some silence ask whether anybody is there.
-
-        The read itself is never cancelled by a timeout: that would cancel the whole call.
-        """
-        read = asyncio.ensure_future(call.read())
-        try:
-            done, _ = await asyncio.wait({read}, timeout=_PROBE_AFTER_S)
-            if not done:
-                probe = MESSAGES["WatchRequest"](progress_request=MESSAGES["WatchProgressRequest"]())
-                write = asyncio.ensure_future(call.write(probe))
-                done, _ = await asyncio.wait({read}, timeout=_PROBE_ANSWER_S)
-                write.cancel()
-                if not done:
-                    raise Unavailable(f"{member.endpoint}: silent for {_PROBE_AFTER_S + _PROBE_ANSWER_S:g} s")
-            answer = await read
+            async with contextlib.aclosing(watch.batches(prefix, start_revision)) as batches:
+                async for batch in batches:
+                    yield batch
         finally:
-            read.cancel()
-        if answer is EOF:
-            raise Unavailable(f"{member.endpoint}: the watch stream ended")
-        return answer
+            await watch.close()
+            await channel.close(None)
 
-    def _cancelled(self, answer: Any, member: _Member) -> DatastoreError:
-        reason = answer.cancel_reason
-        if answer.compact_revision:
-            return Compacted(f"compacted at revision {answer.compact_revision}", answer.compact_revision)
-        if "PermissionDenied" in reason or "permission denied" in reason:
-            return Denied(f"{member.endpoint}: watch refused: {reason}")
-        if "Unauthenticated" in reason or "auth token" in reason or "InvalidArgument" in reason:
-            self._token = ""
-            return Denied(f"{member.endpoint}: watch refused: {reason}")
-        return Unavailable(f"{member.endpoint}: watch cancelled: {reason or 'no reason given'}")
+    async def _orders_progress(self, member: _Member) -> bool:
+        """Whether the member's timed progress may be believed; asked each time, since servers get upgraded."""
+        try:
+            answer = await self._call_at(member, "Maintenance", "Status")
+        except (Unavailable, wire.StaleToken, wire.Untrusted):
+            raise
+        except DatastoreError:
+            return False  # no permission to ask: not believing costs little
+        return wire.orders_progress(answer.version)
 
     async def close(self) -> None:
+        self._closed = True
         for member in self._members:
             await member.close()
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        leader = (("hasleader", "true"),)
-        return (*leader, ("token", self._token)) if self._token else leader
+    async def _call(self, service: str, method: str, message: str = "", *, write: bool = False, **fields: Any) -> Any:
+        """Call until an endpoint answers, each at most once."""
+        error: DatastoreError = Unavailable("no endpoint")
+        for _ in self._members:
+            member = self._member
+            try:
+                return await self._call_at(member, service, method, message, write=write, **fields)
+            except OutcomeUnknown as why:
+                await self._leave(member, why)
+                raise
+            except (Unavailable, wire.Untrusted) as why:
+                error = why
+                await self._leave(member, why)
+        raise error
 
-    def _rotate(self, failed: _Member) -> None:
-        if self._members[self._current] is failed:
-            self._current = (self._current + 1) % len(self._members)
+    async def _call_at(
+        self, member: _Member, service: str, method: str, message: str = "", *,
+        write: bool = False, timeout_s: float | None = None, **fields: Any,
+    ) -> Any:  # fmt: skip
+        """Call one member; once more with a new token if the server does not like ours."""
+        names = f"{message or method}Request", f"{message or method}Response"
+        request = MESSAGES[names[0]](**fields)
+        path = f"/etcdserverpb.{service}/{method}"
+        timeout_s = timeout_s or self._settings.call_timeout_s
+        for attempt in (1, 2):
+            token = await self._token_from(member)
+            try:
+                self._check_open()
+                with wire.grpc_errors(member.endpoint, write=write):
+                    return await member.unary(path, *names)(request, timeout=timeout_s, metadata=_metadata(token))
+            except wire.StaleToken:
+                self._forget(token)
+                if attempt == 2 or not self._settings.username:
+                    raise
+        raise AssertionError("unreachable")
 
-    async def _authenticate(self, member: _Member) -> None:
-        """Get a token if one is needed and none is at hand; each costs the server 50 ms, so it is kept."""
-        if self._settings.username:
-            async with self._login:
-                if not self._token:
-                    self._token = await self._log_in(member)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the datastore was closed")
+
+    # --- tokens -----------------------------------------------------------------------------------------------------
+
+    async def _token_from(self, member: _Member) -> str:
+        """A token if one is needed; each costs the server 50 ms of bcrypt, so it is kept and shared."""
+        if not self._settings.username:
+            return ""
+        async with self._login:
+            if self._token is None:
+                self._token = await self._log_in(member)
+            return self._token
+
+    def _forget(self, token: str | None) -> None:
+        """``token`` is no good; unless somebody has replaced it already, the next call logs in."""
+        if self._token == token:
+            self._token = None
 
     async def _log_in(self, member: _Member) -> str:
+        self._check_open()
         request = MESSAGES["AuthenticateRequest"](name=self._settings.username, password=self._settings.password)
         call = member.unary("/etcdserverpb.Auth/Authenticate", "AuthenticateRequest", "AuthenticateResponse")
         try:
-            answer = await call(request, timeout=self._settings.call_timeout_s)
-        except grpc.aio.AioRpcError as why:
-            if "authentication is not enabled" in (why.details() or ""):
+            with wire.grpc_errors(member.endpoint):
+                answer = await call(request, timeout=self._settings.call_timeout_s)
+        except DatastoreError as why:
+            if "authentication is not enabled" in str(why):
                 return ""
-            raise _translate(why, member.endpoint, write=False) from None
+            raise
         return str(answer.token)
 
-    async def _call(
-        self, service: str, method: str, request: str, response: str, *,
-        write: bool = False, timeout_s: float | None = None, **fields: Any,
-    ) -> Any:  # fmt: skip
-        """Call until an endpoint answers, each at most once (and once more after a new login)."""
-        message = MESSAGES[request](**fields)
-        path = f"/etcdserverpb.{service}/{method}"
-        error: DatastoreError = Unavailable("no endpoint")
-        attempts = len(self._members) + 1
-        for _ in range(attempts):
-            member = self._members[self._current]
-            try:
-                await self._authenticate(member)
-                call = member.unary(path, request, response)
-                return await call(
-                    message, timeout=timeout_s or self._settings.call_timeout_s, metadata=self._metadata()
-                )
-            except grpc.aio.AioRpcError as why:
-                error = _translate(why, member.endpoint, write=write)
-                if isinstance(error, _StaleToken) and self._token:
-                    self._token = ""
-                    continue
-            except (Unavailable, Denied) as why:  # from the login or the certificates
-                error = why
-            if not isinstance(error, Unavailable):
-                raise error
-            self._rotate(member)
-        raise error
+    # --- members ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _member(self) -> _Member:
+        return self._members[self._current]
+
+    def _rotate(self, failed: _Member) -> None:
+        """Use the next endpoint, unless somebody has left this one already."""
+        if self._member is failed:
+            self._current = (self._current + 1) % len(self._members)
+
+    async def _leave(self, member: _Member, why: DatastoreError) -> None:
+        """Go on at the next endpoint; after a failed handshake this one gets a new channel with fresh certificates."""
+        self._rotate(member)
+        if isinstance(why, wire.Untrusted):
+            await member.close()
 
 
-class _TooLarge(DatastoreError):
-    """The answer is over the size limit."""
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
+    leader = (("hasleader", "true"),)  # a member without a leader refuses at once instead of going silent
+    return (*leader, ("token", token)) if token else leader
 
 
-class _NotFound(DatastoreError):
-    """The lease is gone."""
-
-
-class _StaleToken(Denied):
-    """Log in again."""
-
-
-def _translate(why: grpc.aio.AioRpcError, endpoint: str, *, write: bool) -> DatastoreError:
-    """One of our errors for one of gRPC's; etcd tells some apart only by text."""
-    code, details = why.code(), why.details() or ""
-    text = f"{endpoint}: {details or code.name}"
-    status = grpc.StatusCode
-    if code is status.OUT_OF_RANGE:
-        return Compacted(text) if "compacted" in details else Unavailable(text)
-    if code is status.UNAUTHENTICATED or "auth token" in details or "revision of auth store" in details:
-        return _StaleToken(text)
-    if code is status.PERMISSION_DENIED or "authentication failed" in details or "user name is empty" in details:
-        return Denied(text)
-    if code is status.RESOURCE_EXHAUSTED:
-        return NoSpace(text) if "space exceeded" in details else _TooLarge(text)
-    if code is status.NOT_FOUND:
-        return _NotFound(text)
-    if code is status.UNAVAILABLE and _never_sent(details):
-        return Unavailable(_advice(text, details))
-    if write and code in {status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.UNKNOWN, status.CANCELLED}:
-        return OutcomeUnknown(text)
-    if code in {status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.UNKNOWN, status.CANCELLED, status.INTERNAL}:
-        return Unavailable(_advice(text, details))
-    return DatastoreError(f"{text} ({code.name})")
-
-
-def _never_sent(details: str) -> bool:
-    """True if the request cannot have reached etcd, or etcd refused it at the door."""
-    return any(
-        sign in details
-        for sign in ("failed to connect", "Connection refused", "no leader", "connections to all backends failing",
-                     "Name or service not known", "Unwrap failed", "handshake failed", "DNS resolution")
-    )  # fmt: skip
-
-
-def _advice(text: str, details: str) -> str:
-    if "Unwrap failed" in details:
-        return f"{text} (does the server want another client certificate?)"
-    if "handshake failed" in details:
-        return f"{text} (is the CA right, and is the server's name in its certificate?)"
-    return text
-
-
-def _key_value(kv: Any) -> KeyValue:
-    return KeyValue(kv.key.decode("utf-8", "surrogateescape"), kv.value, kv.mod_revision, kv.create_revision, kv.lease)
-
-
-def _event(event: Any) -> Event:
-    kv = event.kv
-    key = kv.key.decode("utf-8", "surrogateescape")
-    return Event(key, None if event.type == 1 else kv.value, kv.mod_revision)
-
-
-_TARGETS = {
-    CompareTarget.CREATE_REVISION: (1, "create_revision"),
-    CompareTarget.MOD_REVISION: (2, "mod_revision"),
-    CompareTarget.VALUE: (3, "value"),
-    CompareTarget.LEASE: (4, "lease"),
-}
-
-
-def _compare(compare: Compare) -> Any:
-    target, field = _TARGETS[compare.target]
-    return MESSAGES["Compare"](result=0, target=target, key=compare.key.encode(), **{field: compare.operand})
-
-
-def _request_op(op: Op) -> Any:
-    message = MESSAGES["RequestOp"]
-    match op:
-        case Put():
-            return message(request_put=MESSAGES["PutRequest"](key=op.key.encode(), value=op.value, lease=op.lease))
-        case Delete():
-            return message(request_delete_range=MESSAGES["DeleteRangeRequest"](key=op.key.encode()))
-        case Get():
-            return message(request_range=MESSAGES["RangeRequest"](key=op.key.encode()))
+async def _convert(kvs: Any, items: list[KeyValue]) -> None:
+    """Append the keys of a page; the loop gets its turn in between."""
+    for begin in range(0, len(kvs), _SLICE):
+        items += map(wire.key_value, kvs[begin : begin + _SLICE])
+        await asyncio.sleep(0)

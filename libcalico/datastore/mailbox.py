@@ -8,10 +8,13 @@ from libcalico.datastore.sync_api import SyncBatch, Update
 
 
 class Mailbox:
-    """Holds at most one update per key: the last.
+    """Holds at most one update per key: the last.  One writer, one reader.
 
     A batch that has been taken brings the consumer to exactly the state of its revision; what lay between is gone
-    on purpose.
+    on purpose.  Deletions are kept like any value.
+
+    The bound is ``limit`` distinct keys, or one batch where that is more: a writer awaits :meth:`room` before each
+    put, and a batch is never split, since half of it is no state that the store was ever in.
     """
 
     def __init__(self, limit: int = 200_000) -> None:
@@ -24,7 +27,10 @@ class Mailbox:
         self._room.set()
 
     def put(self, batch: SyncBatch) -> None:
-        """Add a batch; never blocks (see :meth:`room`)."""
+        """Add a batch; never blocks (see :meth:`room`).
+
+        The revision is that of the last batch even if it is lower: then the store was restored from a backup.
+        """
         for update in batch.updates:
             self._pending.pop(update.key, None)  # the last one counts, in its order of arrival
             self._pending[update.key] = update
@@ -39,7 +45,7 @@ class Mailbox:
         await self._room.wait()
 
     async def take(self) -> SyncBatch:
-        """Wait for news and take all of it as one batch."""
+        """Wait for news and take all of it as one batch; cancelled while waiting, it has taken nothing."""
         await self._news.wait()
         self._news.clear()
         pending, self._pending = self._pending, {}

@@ -33,28 +33,32 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "Event": {"type": (1, "int32"), "kv": (2, "KeyValue"), "prev_kv": (3, "KeyValue")},
     "RangeRequest": {
         "key": (1, "bytes"), "range_end": (2, "bytes"), "limit": (3, "int64"), "revision": (4, "int64"),
-        "serializable": (7, "bool"), "keys_only": (8, "bool"), "count_only": (9, "bool"),
-        "min_mod_revision": (10, "int64"),
+        "sort_order": (5, "int32"), "sort_target": (6, "int32"), "serializable": (7, "bool"),
+        "keys_only": (8, "bool"), "count_only": (9, "bool"), "min_mod_revision": (10, "int64"),
+        "max_mod_revision": (11, "int64"), "min_create_revision": (12, "int64"), "max_create_revision": (13, "int64"),
     },
     "RangeResponse": {
         "header": (1, "ResponseHeader"), "kvs": (2, "*KeyValue"), "more": (3, "bool"), "count": (4, "int64"),
     },
-    "PutRequest": {"key": (1, "bytes"), "value": (2, "bytes"), "lease": (3, "int64")},
-    "PutResponse": {"header": (1, "ResponseHeader")},
-    "DeleteRangeRequest": {"key": (1, "bytes"), "range_end": (2, "bytes")},
-    "DeleteRangeResponse": {"header": (1, "ResponseHeader"), "deleted": (2, "int64")},
+    "PutRequest": {
+        "key": (1, "bytes"), "value": (2, "bytes"), "lease": (3, "int64"), "prev_kv": (4, "bool"),
+        "ignore_value": (5, "bool"), "ignore_lease": (6, "bool"),
+    },
+    "PutResponse": {"header": (1, "ResponseHeader"), "prev_kv": (2, "KeyValue")},
+    "DeleteRangeRequest": {"key": (1, "bytes"), "range_end": (2, "bytes"), "prev_kv": (3, "bool")},
+    "DeleteRangeResponse": {"header": (1, "ResponseHeader"), "deleted": (2, "int64"), "prev_kvs": (3, "*KeyValue")},
     "RequestOp": {
         "request_range": (1, "RangeRequest|request"), "request_put": (2, "PutRequest|request"),
-        "request_delete_range": (3, "DeleteRangeRequest|request"),
+        "request_delete_range": (3, "DeleteRangeRequest|request"), "request_txn": (4, "TxnRequest|request"),
     },
     "ResponseOp": {
         "response_range": (1, "RangeResponse|response"), "response_put": (2, "PutResponse|response"),
-        "response_delete_range": (3, "DeleteRangeResponse|response"),
+        "response_delete_range": (3, "DeleteRangeResponse|response"), "response_txn": (4, "TxnResponse|response"),
     },
     "Compare": {
         "result": (1, "int32"), "target": (2, "int32"), "key": (3, "bytes"), "version": (4, "int64|union"),
         "create_revision": (5, "int64|union"), "mod_revision": (6, "int64|union"), "value": (7, "bytes|union"),
-        "lease": (8, "int64|union"),
+        "lease": (8, "int64|union"), "range_end": (64, "bytes"),
     },
     "TxnRequest": {"compare": (1, "*Compare"), "success": (2, "*RequestOp"), "failure": (3, "*RequestOp")},
     "TxnResponse": {"header": (1, "ResponseHeader"), "succeeded": (2, "bool"), "responses": (3, "*ResponseOp")},
@@ -62,7 +66,8 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "CompactionResponse": {"header": (1, "ResponseHeader")},
     "WatchCreateRequest": {
         "key": (1, "bytes"), "range_end": (2, "bytes"), "start_revision": (3, "int64"),
-        "progress_notify": (4, "bool"), "watch_id": (7, "int64"), "fragment": (8, "bool"),
+        "progress_notify": (4, "bool"), "filters": (5, "*int32"), "prev_kv": (6, "bool"),
+        "watch_id": (7, "int64"), "fragment": (8, "bool"),
     },
     "WatchCancelRequest": {"watch_id": (1, "int64")},
     "WatchProgressRequest": {},
@@ -83,12 +88,18 @@ _MESSAGES: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "LeaseRevokeResponse": {"header": (1, "ResponseHeader")},
     "LeaseKeepAliveRequest": {"ID": (1, "int64")},
     "LeaseKeepAliveResponse": {"header": (1, "ResponseHeader"), "ID": (2, "int64"), "TTL": (3, "int64")},
+    "LeaseTimeToLiveRequest": {"ID": (1, "int64"), "keys": (2, "bool")},
+    "LeaseTimeToLiveResponse": {
+        "header": (1, "ResponseHeader"), "ID": (2, "int64"), "TTL": (3, "int64"), "grantedTTL": (4, "int64"),
+        "keys": (5, "*bytes"),
+    },
     "AuthenticateRequest": {"name": (1, "string"), "password": (2, "string")},
     "AuthenticateResponse": {"header": (1, "ResponseHeader"), "token": (2, "string")},
     "StatusRequest": {},
     "StatusResponse": {
         "header": (1, "ResponseHeader"), "version": (2, "string"), "dbSize": (3, "int64"), "leader": (4, "uint64"),
-        "raftIndex": (5, "uint64"), "raftTerm": (6, "uint64"),
+        "raftIndex": (5, "uint64"), "raftTerm": (6, "uint64"), "raftAppliedIndex": (7, "uint64"),
+        "errors": (8, "*string"), "dbSizeInUse": (9, "int64"), "isLearner": (10, "bool"),
     },
 }  # fmt: skip
 
