@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -12,12 +10,9 @@ import urllib.request
 from pathlib import Path
 from types import TracebackType
 
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """To be called in the child before exec: SIGKILL when the parent goes (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+# The child dies with us.  setpriv sets that after the fork: a preexec_fn would run Python in a process that gRPC's
+# threads have been forked away from, and now and then it does not survive that.
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig=KILL", "--")
 
 
 def free_port() -> int:
@@ -54,12 +49,12 @@ class EtcdServer:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    "etcd", "--name=m0", f"--data-dir={self.folder}/data", f"--listen-client-urls={self.url}",
+                    *DIE_WITH_PARENT, "etcd", "--name=m0", f"--data-dir={self.folder}/data", f"--listen-client-urls={self.url}",
                     f"--advertise-client-urls={self.url}", f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=m0={peer}", "--log-level=error",
                     "--unsafe-no-fsync", *self._flags,
                 ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent,  # noqa: PLW1509
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self.wait_healthy()
 

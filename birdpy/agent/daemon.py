@@ -187,7 +187,7 @@ class Daemon:
     def _peer_up(self, name: str, session: Session) -> None:
         peer = self.speaker.peers[name]
         session.state, session.since = "up", datetime.now(UTC)
-        session.owes_end_of_rib = {peer.address.family}
+        session.just_up = True
         session.end_of_rib_by = self._clock.monotonic() + _END_OF_RIB_AT_THE_LATEST_S
         router_id = Addr.parse(session.router_id).value if session.router_id else 0
         self.speaker.peer_up(name, router_id, (peer.address.family,))

@@ -33,6 +33,7 @@ class Session:
         self.last_error = ""
         self.router_id = ""
         self.restart_time_s = 0
+        self.just_up = False
         self.owes_end_of_rib: set[Family] = set()
         self.unsent: set[Prefix] = set()
         self.end_of_rib_by = 0.0  # at the latest, seconds monotonic
@@ -59,6 +60,9 @@ class Announcer:
                 continue
             for prefix, attributes in table.take_changes().items():
                 session.told.want(prefix, attributes)
+            if session.just_up:  # only now is it known what there is to tell before the End-of-RIB
+                session.just_up = False
+                session.owes_end_of_rib = {session.address.family}
             if not session.told.in_sync or session.may_end(self._clock.monotonic()):
                 self._news.set()
 
@@ -73,6 +77,7 @@ class Announcer:
         """The next session begins with nothing told."""
         session = self._sessions[name]
         session.told.replace_wanted({})
+        session.just_up = False
         session.owes_end_of_rib.clear()
         session.unsent.clear()
         self._news.set()

@@ -82,8 +82,9 @@ class ApiPipe:
             self._log.error("exabgp-line-too-long")
         finally:
             self._writer = None
-            transport.close()
-            write_transport.abort()
+            for end in (transport, write_transport):
+                if not end.is_closing():  # a pipe whose other end died has closed itself
+                    end.close()
             self._on_close()
 
     async def send(self, commands: list[str]) -> bool:

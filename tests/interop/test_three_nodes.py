@@ -227,6 +227,7 @@ def test_a_daemon_killed_under_traffic_loses_no_packet_and_flushes_nothing(
     node_name, pattern = KILLS[victim]
     node = lab.node(node_name)
     old = pid_of(lab, node_name, pattern)
+    birdpy = pid_of(lab, node_name, KILLS["birdpy"][1])
     assert old
     routes = node.popen(["ip", "monitor", "route"], stdout=subprocess.PIPE)
     policy = node.popen(["nft", "monitor"], stdout=subprocess.PIPE)
@@ -243,6 +244,8 @@ def test_a_daemon_killed_under_traffic_loses_no_packet_and_flushes_nothing(
     node.run(["pkill", "-x", "ip"])
     deleted = [line for line in routes.communicate(timeout=10)[0].splitlines() if "Deleted" in line]
     assert deleted == []
+    if victim != "birdpy":
+        assert pid_of(lab, node_name, KILLS["birdpy"][1]) == birdpy, "nobody else falls over"
     node.run(["pkill", "-x", "nft"])
     written = [line for line in policy.communicate(timeout=10)[0].splitlines() if not line.startswith("#")]
     assert written == [], "a new agent finds its policy in force and rewrites none of it"

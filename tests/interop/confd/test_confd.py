@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.etcd_server import EtcdServer, die_with_parent
+from tests.etcd_server import DIE_WITH_PARENT, EtcdServer
 
 R = "/calico/resources/v3/projectcalico.org/"
 CONFD = [sys.executable, "-m", "confd.agent.main"]
@@ -88,8 +88,7 @@ def test_watching_renders_what_matters_once_and_survives_etcd_and_nonsense(seede
 
     with (tmp_path / "log").open("w") as log:
         daemon = subprocess.Popen(
-            [*CONFD, "-sync-only"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            preexec_fn=die_with_parent,  # noqa: PLW1509
+            [*DIE_WITH_PARENT, *CONFD, "-sync-only"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         until(speaker.exists)
