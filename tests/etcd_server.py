@@ -49,7 +49,8 @@ class EtcdServer:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *DIE_WITH_PARENT, "etcd", "--name=m0", f"--data-dir={self.folder}/data", f"--listen-client-urls={self.url}",
+                    *DIE_WITH_PARENT, "etcd", "--name=m0", f"--data-dir={self.folder}/data",
+                    f"--listen-client-urls={self.url}",
                     f"--advertise-client-urls={self.url}", f"--listen-peer-urls={peer}",
                     f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=m0={peer}", "--log-level=error",
                     "--unsafe-no-fsync", *self._flags,
