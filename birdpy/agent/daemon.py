@@ -158,9 +158,14 @@ class Daemon:
         if event is None:
             return
         name = self._by_address.get(event.peer)
-        if name is not None:
+        if name is None:
+            return
+        try:
             self._on_event(name, event)
-            self._wake.set()
+        except Exception:  # one rude update must not take all the other sessions down
+            self.bad_lines += 1
+            self._log.exception("event-not-taken", peer=name, line=line[:200].decode(errors="replace"))
+        self._wake.set()
 
     def _on_event(self, name: str, event: codec.Event) -> None:
         session = self.sessions[name]

@@ -85,7 +85,13 @@ class Confd:
 
     async def _pass(self) -> bool | None:
         """Render and publish everything; False if anything failed, None if not enough is known."""
-        values = self._source.values()
+        try:
+            values = self._source.values()
+        except Exception as why:  # a fault of ours must not stop what is rendered already from being kept
+            self._log.exception("context-failed")
+            self.failures["context"] = f"internal fault: {type(why).__name__}: {why}"
+            self.renders += 1
+            return False
         self._log_problems()
         if values is None:
             self._tell(f"waiting for {self._source.waiting_for()}")

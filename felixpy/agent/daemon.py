@@ -10,6 +10,7 @@ run stands, an empty dispatch is put up, so that workloads are closed until thei
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
 from libcalico.datastore.lease import LeaseKeeper
 from libcalico.datastore.mailbox import Mailbox
-from libcalico.datastore.sync_api import SyncBatch, SyncStatus
+from libcalico.datastore.sync_api import SyncBatch, SyncStatus, Update
 from libcalico.datastore.syncer import Syncer
 from libcalico.runtime.control import ControlServer
 from libcalico.runtime.logs import get_logger
@@ -89,7 +90,7 @@ class Agent:
     async def _take(self, batch: SyncBatch) -> None:
         graph = self.graph
         for number, update in enumerate(batch.updates):
-            graph.on_update(update.key, update.value, update.mod_revision)
+            self._tell(update)
             if number % _UPDATES_PER_SLICE == _UPDATES_PER_SLICE - 1:
                 await asyncio.sleep(0)
         if not batch.in_sync:
@@ -109,6 +110,20 @@ class Agent:
             self._in_sync = True
             self.dataplane.start_sweep()
             self._log.info("in-sync", rev=batch.revision, endpoints=len(graph.endpoints))
+
+    def _tell(self, update: Update) -> None:
+        """Tell the graph of one key.
+
+        A value that trips over a fault of ours must not stop this agent, and with it every agent of the cluster, again
+        and again at every start: it counts as absent, and is named.
+        """
+        try:
+            self.graph.on_update(update.key, update.value, update.mod_revision)
+        except Exception as why:
+            self._log.exception("calculation-failed", key=update.key)
+            with contextlib.suppress(Exception):
+                self.graph.on_update(update.key, None, update.mod_revision)
+            self.graph.report_fault(update.key, f"internal fault: {type(why).__name__}: {why}", update.mod_revision)
 
     def _log_problems(self) -> None:
         for key, problem in self.graph.problems.take_changes().items():

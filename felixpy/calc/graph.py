@@ -111,6 +111,10 @@ class CalcGraph:
         else:
             self._on_resource(path, key, decoded, value, mod_revision)
 
+    def report_fault(self, path: str, reason: str, mod_revision: int) -> None:
+        """Name a key that could not even be looked at."""
+        self._report(path, parse_key(path) or path, reason, mod_revision)
+
     def flush(self) -> None:
         """Bring every table up to date; call after a batch of updates."""
         self.resolver.flush()

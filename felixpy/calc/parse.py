@@ -340,7 +340,7 @@ def closed_policy(key: ResourceKey, document: object, reason: str) -> ParsedPoli
     spec = document.get("spec") if isinstance(document, Mapping) else None
     if not isinstance(document, Mapping) or not isinstance(spec, Mapping):
         return None
-    if document.get("kind") not in {None, "", key.kind}:  # a slip of the key: what it says is not about policy
+    if document.get("kind") not in (None, "", key.kind):  # a slip of the key: what it says is not about policy
         return None
     texts: dict[str, str] = {}
     for name in ("selector", "namespaceSelector", "serviceAccountSelector"):
@@ -361,7 +361,6 @@ def closed_policy(key: ResourceKey, document: object, reason: str) -> ParsedPoli
         return None
     tier = spec.get("tier")
     tier = tier if isinstance(tier, str) and tier else DEFAULT_TIER
-    order = spec.get("order")
     policy_id = _policy_id(key, tier)
     types = spec.get("types")
     governed = {t.lower() for t in types if isinstance(t, str)} if isinstance(types, list) else set()
@@ -371,13 +370,20 @@ def closed_policy(key: ResourceKey, document: object, reason: str) -> ParsedPoli
     return ParsedPolicy(
         id=policy_id,
         tier=tier,
-        order=float(order) if isinstance(order, int | float) and not isinstance(order, bool) else math.inf,
+        order=_order(spec.get("order")),
         selector=selector,
         ingress=deny if "ingress" in governed else None,
         egress=deny if "egress" in governed else None,
         staged=key.kind.startswith("Staged"),
         closed=reason,
     )
+
+
+def _order(value: object) -> float:
+    """An order read forgivingly; what is no finite number sorts last."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        return math.inf
+    return float(value)
 
 
 def parse_profile(name: str, spec: ProfileSpec) -> ParsedProfile:
