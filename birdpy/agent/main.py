@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from birdpy.agent import show
 from birdpy.agent.settings import BirdpySettings
 from libcalico.runtime.control import ControlError, call
-from libcalico.runtime.logs import configure_logging
-from libcalico.runtime.settings import ConfigError, load_settings
+from libcalico.runtime.settings import ConfigError
+from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, Program, run_program
 
 CONFIG_FILE = Path("/etc/felixpy/birdpy.toml")
@@ -43,11 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     overrides = {n: getattr(args, n) for n in ("run_dir", "config_dir", "log_level", "log_format")}
     try:
-        settings = load_settings(
-            BirdpySettings, env_prefix="BIRDPY_", environ=os.environ, file=args.config, overrides=overrides
-        ).value
-        configure_logging("birdpy", settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked there
-    except (ConfigError, ValueError) as why:
+        settings = start(BirdpySettings, "birdpy", file=args.config, overrides=overrides)
+    except ConfigError as why:
         sys.stderr.write(f"birdpy: {why}\n")
         return EX_CONFIG
     if args.command in {"show", "configure"}:

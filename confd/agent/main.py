@@ -14,8 +14,8 @@ from typing import Any
 from confd.agent.settings import ConfdSettings, node_name
 from libcalico.model.speaker import decode_speaker_config
 from libcalico.runtime.control import ControlError, call
-from libcalico.runtime.logs import configure_logging
-from libcalico.runtime.settings import ConfigError, load_settings
+from libcalico.runtime.settings import ConfigError
+from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, EX_FAILURE, Program, run_program
 
 CONFIG_FILE = Path("/etc/confd/confd.toml")
@@ -64,11 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     overrides |= {"node": args.nodename, "interval_s": args.interval, "file": args.file}
     try:
-        settings = load_settings(
-            ConfdSettings, env_prefix="CONFD_", environ=os.environ, file=args.config_file, overrides=overrides
-        ).value
-        configure_logging("confd", settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked there
-    except (ConfigError, ValueError) as why:
+        settings = start(ConfdSettings, "confd", file=args.config_file, overrides=overrides)
+    except ConfigError as why:
         sys.stderr.write(f"confd: {why}\n")
         return EX_CONFIG
     if argv[:1] == ["status"]:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from felixpy.agent.settings import AgentSettings
-from libcalico.runtime.logs import configure_logging
-from libcalico.runtime.settings import ConfigError, load_settings
+from libcalico.runtime.settings import ConfigError
+from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, Program, run_program
 
 CONFIG_FILE = Path("/etc/felixpy/felixpy.toml")
@@ -30,11 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     overrides = {n: getattr(args, n) for n in ("node", "run_dir", "log_level", "log_format")}
     try:
-        settings = load_settings(
-            AgentSettings, env_prefix="FELIXPY_", environ=os.environ, file=args.config, overrides=overrides
-        ).value
-        configure_logging("felixpy", settings.log_level, settings.log_format)  # type: ignore[arg-type]  # checked there
-    except (ConfigError, ValueError) as why:
+        settings = start(AgentSettings, "felixpy", file=args.config, overrides=overrides)
+    except ConfigError as why:
         sys.stderr.write(f"felixpy: {why}\n")
         return EX_CONFIG
 
