@@ -1,7 +1,4 @@
-"""``felixctl``: read the datastore as resources, and ask how the cluster is doing.
-
-The verbs that write (apply, create, delete, patch …) follow; until then ``etcdctl put`` does it.
-"""
+"""``felixctl``: the datastore as resources, read and written, and how the cluster is doing.  calicoctl's habits."""
 
 from __future__ import annotations
 
@@ -14,10 +11,14 @@ from typing import Any
 
 import yaml
 
+from felixpy.cli import write
+from felixpy.cli.wait import EX_LAGGARDS, live_nodes, wait_for
 from libcalico.datastore.api import Datastore
 from libcalico.datastore.errors import DatastoreError
 from libcalico.model.codec import InvalidValue, decode_value
-from libcalico.model.keys import KINDS, OWN_ROOT, RESOURCES, ResourceKey, parse_key
+from libcalico.model.document import DEFAULT_NAMESPACE
+from libcalico.model.keys import KINDS, RESOURCES, ResourceKey, parse_key
+from libcalico.model.resources import API_VERSION
 
 _ALIASES = {
     "bgpconfig": "BGPConfiguration", "bgpf": "BGPFilter", "bgpp": "BGPPeer", "clusterinfo": "ClusterInformation",
@@ -50,6 +51,25 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("-o", "--output", choices=["ps", "yaml", "json", "name"], default="ps")
     doctor = commands.add_parser("doctor", help="name every object that cannot be used, and every node that lags")
     doctor.add_argument("-o", "--output", choices=["ps", "json"], default="ps")
+    for verb in ("create", "apply", "replace", "delete", "validate"):
+        sub = commands.add_parser(verb, help=f"{verb} resources from files, folders or standard input (-)")
+        sub.add_argument("-f", "--filename", action="append", default=[], metavar="FILE")
+        sub.add_argument("-R", "--recursive", action="store_true", help="folders with all below them")
+        sub.add_argument("-n", "--namespace", default="")
+        if verb == "delete":
+            sub.add_argument("kind", nargs="?")
+            sub.add_argument("names", nargs="*", metavar="NAME")
+        if verb != "validate":
+            sub.add_argument("--wait", action="store_true", help="until it is in force on all live nodes")
+            sub.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    patch = commands.add_parser("patch", help="merge a JSON or YAML fragment into a resource")
+    patch.add_argument("kind")
+    patch.add_argument("name")
+    patch.add_argument("-p", "--patch", required=True)
+    patch.add_argument("-n", "--namespace", default="")
+    wait = commands.add_parser("wait", help="until all live nodes' kernels match a revision; exit 3 names the laggards")
+    wait.add_argument("--revision", type=int, help="default: that of the newest object")
+    wait.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
     return parser
 
 
@@ -58,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return asyncio.run(_run(args))
-    except (DatastoreError, ValueError) as why:
+    except (DatastoreError, ValueError, write.WriteError) as why:
         sys.stderr.write(f"{why}\n")
         return 1
 
@@ -66,11 +86,74 @@ def main(argv: list[str] | None = None) -> int:
 async def _run(args: argparse.Namespace) -> int:
     from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 
+    if args.command == "validate":
+        documents = write.read_documents(args.filename, recursive=args.recursive)
+        return (await write.write_all(None, "validate", documents, args.namespace))[0]
     store = EtcdDatastore(EtcdSettings.from_env(os.environ))
     try:
-        return await (_get(store, args) if args.command == "get" else _doctor(store, args))
+        return await _with_store(store, args)
     finally:
         await store.close()
+
+
+async def _with_store(store: Datastore, args: argparse.Namespace) -> int:
+    match args.command:
+        case "get":
+            return await _get(store, args)
+        case "doctor":
+            return await _doctor(store, args)
+        case "wait":
+            return await _wait(store, args.revision or await _newest(store), args.timeout)
+        case "patch":
+            key = _key(args.kind, args.name, args.namespace)
+            await write.patch(store, key, yaml.safe_load(args.patch))
+            print(f"Successfully patched 1 '{key.kind}' resource")
+            return 0
+        case _:
+            return await _write(store, args)
+
+
+async def _write(store: Datastore, args: argparse.Namespace) -> int:
+    documents = write.read_documents(args.filename, recursive=args.recursive)
+    if args.command == "delete" and args.kind:
+        keys = [_key(args.kind, name, args.namespace) for name in args.names]
+        documents += [
+            {"apiVersion": API_VERSION, "kind": k.kind, "metadata": {"name": k.name, "namespace": k.namespace}}
+            for k in keys
+        ]
+    code, revision = await write.write_all(store, args.command, documents, args.namespace)
+    if args.wait and revision and not code:
+        return await _wait(store, revision, args.timeout)
+    return code
+
+
+def _bare(key: ResourceKey) -> dict[str, Any]:
+    """Just enough of a document to say which object is meant."""
+    metadata = {"name": key.name, "namespace": key.namespace}
+    return {"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata}
+
+
+def _key(kind_word: str, name: str, namespace: str) -> ResourceKey:
+    kind = kind_of(kind_word)
+    if not KINDS[kind][1]:
+        if namespace:
+            raise ValueError(f"{kind} is not namespaced")
+        return ResourceKey(kind, name)
+    return ResourceKey(kind, name, namespace or DEFAULT_NAMESPACE)
+
+
+async def _newest(store: Datastore) -> int:
+    """The revision of the newest object that the agents watch."""
+    return max((row.mod_revision for row in (await store.list(RESOURCES)).items), default=0)
+
+
+async def _wait(store: Datastore, revision: int, timeout_s: float) -> int:
+    lagging = await wait_for(store, revision, timeout_s)
+    for name, reason in sorted(lagging.items()):
+        sys.stderr.write(f"{name}: not at revision {revision} after {timeout_s:g} s: {reason}\n")
+    if not lagging:
+        print(f"in force on all live nodes at revision {revision}")
+    return EX_LAGGARDS if lagging else 0
 
 
 async def _get(store: Datastore, args: argparse.Namespace) -> int:
@@ -144,13 +227,8 @@ async def _doctor(store: Datastore, args: argparse.Namespace) -> int:
             decode_value(key, row.value)
         except InvalidValue as why:
             bad[row.key] = str(why)
-    nodes = []
-    for row in (await store.list(f"{OWN_ROOT}nodes/")).items:
-        try:
-            status = json.loads(row.value)
-        except ValueError:
-            continue
-        nodes.append(status)
+    nodes = list((await live_nodes(store)).values())
+    for status in nodes:
         for problem in status.get("problems", []):
             bad.setdefault(problem["key"], f"{problem['object']}: {problem['reason']}")
     failures = {f"{n['node']}: {what}": why for n in nodes for what, why in n.get("failures", {}).items()}
