@@ -38,20 +38,32 @@ class Reconciler(Protocol):
     name: str
     audit_due: bool
 
+    @property
+    def is_failing(self) -> bool: ...
     async def reconcile(self, now: float) -> Outcome[Any]: ...
     def next_due(self) -> float | None: ...
     def start_sweep(self) -> None: ...
     def on_link_change(self) -> None: ...
 
 
+# The watchdog is fed after each pass; an idle agent must come round well within WatchdogSec= of its unit.
+MOST_PAUSE_S = 10.0
+
+
 class Dataplane:
     """The kernel side of the agent."""
 
-    def __init__(self, clock: Clock, interface_prefixes: tuple[str, ...], audit_interval_s: float) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        interface_prefixes: tuple[str, ...],
+        audit_interval_s: float,
+        most_pause_s: float = MOST_PAUSE_S,
+    ) -> None:
         self.prefixes = interface_prefixes
         self.applied_revision = 0
         self.links = LinkTable()
-        self._clock, self._audit_interval_s = clock, audit_interval_s
+        self._clock, self._audit_interval_s, self._most_pause_s = clock, audit_interval_s, most_pause_s
         self._log = get_logger("dataplane")
         self._sock = RtnlSocket()
         self._nft_ops: NftOps = open_nft()
@@ -130,7 +142,7 @@ class Dataplane:
         if not self._next_audit:
             self._plan_audit(now)
         due = [d for phase in self._phases if (d := phase.next_due()) is not None]
-        timeout = max(0.0, min([self._next_audit, *due]) - now)
+        timeout = max(0.0, min([self._next_audit, now + self._most_pause_s, *due]) - now)
         try:
             await asyncio.wait_for(self._wake.wait(), timeout)
         except TimeoutError:
@@ -169,7 +181,8 @@ class Dataplane:
                 "apply", rev=revision, created=total.created, updated=total.updated, deleted=total.deleted,
                 waiting=len(total.waiting), failed=len(total.failed), ms=round((time.perf_counter() - began) * 1e3, 1),
             )  # fmt: skip
-        if self._in_sync and not total.failed:
+        # a key that the kernel refused counts also when it was not this pass's turn to try it again
+        if self._in_sync and not total.failed and not any(phase.is_failing for phase in self._phases):
             self.applied_revision = revision
         async with self._passed:
             self._passed.notify_all()

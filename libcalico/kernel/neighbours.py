@@ -64,6 +64,11 @@ class NeighbourReconciler:
         self.audit_due = True
         return True
 
+    @property
+    def is_failing(self) -> bool:
+        """True while the kernel refuses something we want; what waits for a device does not count."""
+        return any(not isinstance(why, NotReady) for why in self._held.values())
+
     def next_due(self) -> float | None:
         """When to be run again for a retry (seconds, monotonic), or None."""
         return self._retry.next_due()

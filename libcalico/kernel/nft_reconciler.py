@@ -127,6 +127,11 @@ class NftReconciler:
         return self._table_exists
 
     @property
+    def is_failing(self) -> bool:
+        """True while nft refuses something we want, or a transaction waits for its retry."""
+        return bool(self._refused) or self._retry.next_due() is not None
+
+    @property
     def problems(self) -> dict[str, Rejected]:
         """Chains and sets that nft refused, and why."""
         return dict(self._refused)

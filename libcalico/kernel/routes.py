@@ -215,6 +215,11 @@ class RouteReconciler:
         return 0.0 if self._overtaken else self._retry.next_due()
 
     @property
+    def is_failing(self) -> bool:
+        """True while the kernel refuses something we want; what waits for a device does not count."""
+        return self._overtaken or any(not isinstance(why, NotReady) for why in self._held.values())
+
+    @property
     def problems(self) -> dict[RouteKey, KernelError]:
         """What could not be programmed, and why."""
         return dict(self._held)

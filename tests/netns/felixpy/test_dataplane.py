@@ -1,0 +1,81 @@
+"""The agent's loop on a real kernel: it comes round when idle, and says only of what is in force that it is."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from felixpy.agent.dataplane import MOST_PAUSE_S, Dataplane
+from felixpy.render.renderer import DataplaneDelta
+from libcalico.clock import SystemClock
+from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, Scope
+from libcalico.dataplane.sysctls import Sysctl
+from libcalico.net import Prefix
+from libcalico.testing.netns import Namespace
+
+UNITS = Path(__file__).parents[3] / "systemd"
+
+
+def run_with(work: Callable[[Dataplane], Awaitable[None]], most_pause_s: float = 0.05) -> None:
+    """Run ``work`` beside the loop of a dataplane in a namespace of its own."""
+
+    async def main() -> None:
+        dataplane = Dataplane(SystemClock(), ("cali",), audit_interval_s=3600.0, most_pause_s=most_pause_s)
+        await dataplane.first_look()
+        loop = asyncio.create_task(dataplane.run())
+        try:
+            async with asyncio.timeout(20):
+                await work(dataplane)
+        finally:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+
+    with Namespace("dataplane") as ns:
+        ns.inside(main)
+
+
+def test_an_idle_loop_comes_round_between_audits() -> None:
+    async def three_passes(dataplane: Dataplane) -> None:
+        for _ in range(3):
+            await dataplane.passed()
+
+    run_with(three_passes)
+
+
+def test_an_idle_agent_feeds_the_watchdog_of_its_unit_in_time() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(UNITS / "felixpy.service")
+    # The watchdog is told every WatchdogSec/2 if a pass has ended since; two of these must fit.
+    assert float(unit["Service"]["WatchdogSec"]) >= 3 * MOST_PAUSE_S
+
+
+def test_a_revision_is_not_called_applied_while_the_kernel_refuses_part_of_it() -> None:
+    refused = Sysctl(("net", "ipv4", "tcp_ecn"))
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.start_sweep()
+        dataplane.want(DataplaneDelta(sysctls={refused: "no number"}), 5)
+        for _ in range(3):  # the later passes do not try again, and must not forget
+            await dataplane.passed()
+        assert dataplane.applied_revision < 5
+        dataplane.want(DataplaneDelta(sysctls={refused: "1"}), 6)
+        while dataplane.applied_revision != 6:
+            await dataplane.passed()
+
+    run_with(work)
+
+
+def test_what_waits_for_its_device_does_not_hold_the_revision_back() -> None:
+    key = RouteKey(Prefix.parse("10.65.0.1/32"), MAIN_TABLE, 1024)
+    route = Route(key, 3, next_hops=(NextHop(dev="cali-not-there"),), scope=Scope.LINK)
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.start_sweep()
+        dataplane.want(DataplaneDelta(routes={key: route}), 7)
+        while dataplane.applied_revision != 7:
+            await dataplane.passed()
+        assert key in dataplane.routes.problems
+
+    run_with(work)
