@@ -362,7 +362,8 @@ def test_an_unusable_policy_closes_what_it_selects(lab: Lab) -> None:
         wait_applied(lab, made)
         assert not pings(lab, "node1", "pod1", "10.65.3.2")
         assert pings(lab, "node1", "pod1", "10.65.3.1")
-        assert '"closed": true' in log_of(lab, "node3", "felixpy")
+        events = [json.loads(line) for line in log_of(lab, "node3", "felixpy").splitlines()]
+        assert any(e["event"] == "object-unusable" and e["closed"] is True for e in events)
     finally:
         wait_applied(lab, delete(lab, key))
     assert pings(lab, "node1", "pod1", "10.65.3.2")
