@@ -26,6 +26,8 @@ from libcalico.datastore.lease import LeaseKeeper
 from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.sync_api import SyncBatch, SyncStatus, Update
 from libcalico.datastore.syncer import Syncer
+from libcalico.kernel.errors import KernelError
+from libcalico.net import Addr
 from libcalico.runtime.control import ControlServer
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program, until_stopped
@@ -53,6 +55,7 @@ class Agent:
             failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
         )  # fmt: skip
         self._in_sync = False
+        self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -72,6 +75,7 @@ class Agent:
             tasks.create_task(self._calculate(), name="calculate")
             tasks.create_task(self.dataplane.run(), name="dataplane")
             tasks.create_task(self.dataplane.watch_kernel(), name="watch-kernel")
+            tasks.create_task(self._follow_addresses(), name="addresses")
             tasks.create_task(self.dataplane.watch_nft(), name="watch-nft")
             tasks.create_task(self._keeper.run(), name="lease")
             tasks.create_task(self._reporter.run(), name="status")
@@ -85,7 +89,8 @@ class Agent:
     async def _calculate(self) -> None:
         while True:
             batch = await self._mailbox.take()
-            await self._take(batch)
+            async with self._calculating:
+                await self._take(batch)
 
     async def _take(self, batch: SyncBatch) -> None:
         graph = self.graph
@@ -102,14 +107,37 @@ class Agent:
             self._log.warning("datastore-not-ready", hint="ClusterInformation default must say datastoreReady: true")
             self._program.status("waiting: ClusterInformation does not say datastoreReady")
             return
-        config = graph.config.get("felix")
-        if config is not None:
-            self.dataplane.prefixes = config.interface_prefixes
-        self.dataplane.want(self._renderer.render(), batch.revision)
+        if not self._in_sync:
+            self.graph.on_addresses(await self._addresses())
+        self._program_dataplane()
         if not self._in_sync:
             self._in_sync = True
             self.dataplane.start_sweep()
             self._log.info("in-sync", rev=batch.revision, endpoints=len(graph.endpoints))
+
+    def _program_dataplane(self) -> None:
+        """Hand what the tables say now to the kernel side."""
+        self.graph.flush()
+        config = self.graph.config.get("felix")
+        if config is not None:
+            self.dataplane.prefixes = config.interface_prefixes
+        self.dataplane.want(self._renderer.render(), self.graph.revision)
+
+    async def _addresses(self) -> dict[str, frozenset[Addr]]:
+        try:
+            return await self.dataplane.addresses()
+        except KernelError as why:
+            self._log.error("kernel-read-failed", what="addresses", reason=str(why))
+            return {}
+
+    async def _follow_addresses(self) -> None:
+        """Host endpoints may be known by their addresses."""
+        while True:
+            await self.dataplane.addresses_moved()
+            addresses = await self._addresses()
+            async with self._calculating:
+                if self._in_sync and self.graph.on_addresses(addresses):
+                    self._program_dataplane()
 
     def _tell(self, update: Update) -> None:
         """Tell the graph of one key.
@@ -199,4 +227,10 @@ class Agent:
                 )
             return found
 
-        return {"status": status, "routes": routes, "endpoints": endpoints}
+        async def host_endpoints(_: dict[str, Any]) -> Any:
+            return [
+                {"interface": interface, "hostEndpoint": endpoint.name}
+                for interface, endpoint in sorted(self.graph.host_endpoints.interfaces.items())
+            ]
+
+        return {"status": status, "routes": routes, "endpoints": endpoints, "host-endpoints": host_endpoints}

@@ -17,7 +17,7 @@ from felixpy.render.renderer import DataplaneDelta
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
 from libcalico.kernel.errors import KernelError
-from libcalico.kernel.links import LinkTable
+from libcalico.kernel.links import LinkTable, dump_addresses
 from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, LinkEvent, Overflow, RouteEvent, who
 from libcalico.kernel.neighbours import NeighbourReconciler
 from libcalico.kernel.nft import THREAD_NAME, NftOps, open_nft
@@ -26,6 +26,7 @@ from libcalico.kernel.nft_reconciler import NftReconciler
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
+from libcalico.net import Addr
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
@@ -68,6 +69,7 @@ class Dataplane:
         self._sock = RtnlSocket()
         self._nft_ops: NftOps = open_nft()
         self._routes_sock = RtnlSocket()
+        self._addresses_sock = RtnlSocket()
         protocols = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
         self.routes = RouteReconciler(
             NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols), self._route_is_ours
@@ -77,6 +79,7 @@ class Dataplane:
         self.sysctls = SysctlReconciler()
         self._phases: tuple[Reconciler, ...] = (self.sysctls, self.neighbours, self.nft, self.routes)
         self._wake = asyncio.Event()
+        self._addresses_moved = asyncio.Event()
         self._passed = asyncio.Condition()
         self._wanted_revision = 0
         self._in_sync = False
@@ -114,6 +117,21 @@ class Dataplane:
         async with self._passed:
             await self._passed.wait()
 
+    async def addresses(self) -> dict[str, frozenset[Addr]]:
+        """Interfaces and their addresses, now.  Raises KernelError."""
+        await self.links.refresh(self._addresses_sock)
+        found: dict[str, set[Addr]] = {name: set() for name in self.links.index_of}
+        for address in await dump_addresses(self._addresses_sock):
+            name = self.links.name_of.get(address.index)
+            if name is not None:
+                found[name].add(address.addr)
+        return {name: frozenset(addrs) for name, addrs in found.items()}
+
+    async def addresses_moved(self) -> None:
+        """Wait until an interface or an address came or went."""
+        await self._addresses_moved.wait()
+        self._addresses_moved.clear()
+
     @property
     def has_former_policy(self) -> bool:
         """True if a former run's table was found."""
@@ -136,6 +154,7 @@ class Dataplane:
             self._nft_ops.close()
             self._sock.close()
             self._routes_sock.close()
+            self._addresses_sock.close()
 
     async def _sleep(self) -> None:
         now = self._clock.monotonic()
@@ -222,6 +241,7 @@ class Dataplane:
                     self._wake.set()
 
     def _links_changed(self) -> None:
+        self._addresses_moved.set()
         for phase in self._phases:
             phase.on_link_change()
         self._wake.set()

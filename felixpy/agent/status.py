@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.host_endpoints import ALL_INTERFACES
 from felixpy.calc.types import EndpointId
 from libcalico.clock import Clock
 from libcalico.datastore.api import Datastore
 from libcalico.datastore.errors import DatastoreError
 from libcalico.datastore.lease import LeaseKeeper
-from libcalico.model.keys import OWN_ROOT, FelixStatusKey, WorkloadStatusKey
+from libcalico.model.keys import FELIX_V1, OWN_ROOT, FelixStatusKey, HostEndpointStatusKey, WorkloadStatusKey
 from libcalico.runtime.logs import get_logger
 
 MAX_PROBLEMS = 1000
@@ -96,9 +97,15 @@ class StatusReporter:
                 self._graph.node, endpoint.orchestrator, endpoint.workload, endpoint.endpoint, region
             )
             wanted[key.path] = "up" if self._is_up(state.interface) else "down"
+        for interface, host in self._graph.host_endpoints.interfaces.items():
+            path = HostEndpointStatusKey(self._graph.node, host.name).path
+            if wanted.get(path) != "up":
+                wanted[path] = "up" if interface == ALL_INTERFACES or self._is_up(interface) else "down"
         if not self._adopted:  # a former run may have left status of endpoints that are gone
-            page = await self._store.list(f"/calico/felix/v2/{region}/host/{self._graph.node}/workload/")
-            self._written = dict.fromkeys((item.key for item in page.items), "")
+            roots = (f"/calico/felix/v2/{region}/host/{self._graph.node}/workload/",
+                     f"{FELIX_V1}host/{self._graph.node}/endpoint/")  # fmt: skip
+            for root in roots:
+                self._written.update(dict.fromkeys((item.key for item in (await self._store.list(root)).items), ""))
             self._adopted = True
         for path in self._written.keys() - wanted.keys():
             await self._store.delete(path)

@@ -7,12 +7,31 @@ is reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from libcalico.model.resources import FelixConfigurationSpec
+from libcalico.model.resources import FelixConfigurationSpec, ProtoPort
+from libcalico.net import Prefix
+
+
+class Failsafe(msgspec.Struct, frozen=True, order=True):
+    """A port that no host endpoint's policy closes; ``net``: only towards or from there."""
+
+    protocol: int
+    port: int
+    net: Prefix | None = None
+
+
+def _failsafes(tcp: Iterable[int], udp: Iterable[int]) -> tuple[Failsafe, ...]:
+    return (*(Failsafe(6, port) for port in tcp), *(Failsafe(17, port) for port in udp))
+
+
+_CLUSTER_PORTS = (179, 2379, 2380, 5473, 6443, 6666, 6667)  # BGP, etcd, Typha, Kubernetes API, old etcd
+FAILSAFE_IN = _failsafes((22, *_CLUSTER_PORTS), (68,))
+FAILSAFE_OUT = _failsafes(_CLUSTER_PORTS, (53, 67))
 
 
 class FelixConfig(msgspec.Struct, frozen=True):
@@ -34,6 +53,17 @@ class FelixConfig(msgspec.Struct, frozen=True):
     reporting_interval_s: float = 30.0
     reporting_ttl_s: float = 90.0
     openstack_region: str = ""
+    failsafe_inbound: tuple[Failsafe, ...] = FAILSAFE_IN
+    failsafe_outbound: tuple[Failsafe, ...] = FAILSAFE_OUT
+    vxlan_port: int = 4789
+    allow_vxlan_from_workloads: bool = False
+    allow_ipip_from_workloads: bool = False
+    log_action_rate_limit: str = ""
+    log_action_rate_limit_burst: int = 5
+    workload_source_spoofing: bool = False
+    nat_port_range: tuple[int, int] | None = None
+    nat_outgoing_address: str = ""
+    nat_outgoing_to_hosts: bool = True
 
 
 _ACTIONS = {"drop": "Drop", "return": "Return", "accept": "Accept"}
@@ -96,6 +126,17 @@ _ENVIRONMENT = {
     "FELIX_NFTABLESFILTERDENYACTION": "nftables_filter_deny_action",
     "FELIX_ENDPOINTREPORTINGENABLED": "endpoint_reporting_enabled",
     "FELIX_OPENSTACKREGION": "openstack_region",
+    "FELIX_FAILSAFEINBOUNDHOSTPORTS": "failsafe_inbound_host_ports",
+    "FELIX_FAILSAFEOUTBOUNDHOSTPORTS": "failsafe_outbound_host_ports",
+    "FELIX_VXLANPORT": "vxlan_port",
+    "FELIX_ALLOWVXLANPACKETSFROMWORKLOADS": "allow_vxlan_packets_from_workloads",
+    "FELIX_ALLOWIPIPPACKETSFROMWORKLOADS": "allow_ipip_packets_from_workloads",
+    "FELIX_LOGACTIONRATELIMIT": "log_action_rate_limit",
+    "FELIX_LOGACTIONRATELIMITBURST": "log_action_rate_limit_burst",
+    "FELIX_WORKLOADSOURCESPOOFING": "workload_source_spoofing",
+    "FELIX_NATPORTRANGE": "nat_port_range",
+    "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
+    "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
 }
 
 
@@ -133,8 +174,62 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             return field, _as_int(raw, 1, 2147483646)
         case "log_prefix" | "log_severity_screen" | "openstack_region":
             return field, str(raw)
+        case "failsafe_inbound_host_ports" | "failsafe_outbound_host_ports":
+            ports = _parse_port_list(raw) if isinstance(raw, str) else [_failsafe(p) for p in raw]
+            return field.removesuffix("_host_ports"), tuple(sorted(set(ports), key=str))
+        case "vxlan_port":
+            return field, _as_int(raw, 1, 65535)
+        case "allow_vxlan_packets_from_workloads" | "allow_ipip_packets_from_workloads":
+            return field.replace("_packets", ""), _as_bool(raw)
+        case "log_action_rate_limit":
+            if not re.fullmatch(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", str(raw)):
+                raise ValueError(f"{raw!r} is no rate such as 10/minute")
+            return field, str(raw)
+        case "log_action_rate_limit_burst":
+            return field, _as_int(raw, 0, 9999)
+        case "workload_source_spoofing":
+            if str(raw).lower() not in {"disabled", "any"}:
+                raise ValueError(f"{raw!r} is neither Disabled nor Any")
+            return field, str(raw).lower() == "any"
+        case "nat_port_range":
+            return field, _as_port_range(raw)
+        case "nat_outgoing_address":
+            return field, str(Prefix.parse(str(raw)).network)
+        case "nat_outgoing_exclusions":
+            if str(raw) not in {"IPPoolsOnly", "IPPoolsAndHostIPs"}:
+                raise ValueError(f"{raw!r} is neither IPPoolsOnly nor IPPoolsAndHostIPs")
+            return "nat_outgoing_to_hosts", str(raw) == "IPPoolsOnly"
         case _:
             return "", None
+
+
+def _failsafe(port: ProtoPort) -> Failsafe:
+    protocol = {"tcp": 6, "udp": 17, "sctp": 132}.get(port.protocol.lower() or "tcp")
+    if protocol is None:
+        raise ValueError(f"{port.protocol!r} is neither TCP, UDP nor SCTP")
+    net = Prefix.parse(port.net, strict=False) if port.net else None
+    return Failsafe(protocol, _as_int(port.port, 0, 65535), net)
+
+
+def _parse_port_list(text: str) -> list[Failsafe]:
+    """``tcp:22,udp:10.0.0.0/8:68,tcp:[fd00::/8]:179,443`` or ``none``, as in Felix's environment."""
+    if text.strip().lower() == "none":
+        return []
+    found = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        m = re.fullmatch(r"(?:(\w+):)?(?:\[([^]]+)\]:|([^:\[\]]+):)?(\d+)", item)
+        if m is None:
+            raise ValueError(f"{item!r} is not <protocol>:<net>:<port>, <protocol>:<port> or <port>")
+        found.append(_failsafe(ProtoPort(protocol=m[1] or "tcp", port=int(m[4]), net=m[2] or m[3] or "")))
+    return found
+
+
+def _as_port_range(raw: Any) -> tuple[int, int] | None:
+    """``32768:65535``, ``32768-65535`` or one port; None: the kernel chooses."""
+    first, _, last = str(raw).replace("-", ":").partition(":")
+    low = _as_int(first, 0, 65535)
+    high = _as_int(last or first, low, 65535)
+    return (low, high) if high else None
 
 
 def _as_bool(raw: Any) -> bool:

@@ -3,6 +3,8 @@
     key, value ─► decode ─┬─ WorkloadEndpoint ──► labels ──────► IpSets ◄── need/release ──┐
                           │        (local) ─────► PolicyResolver ─► endpoint_policy,       │
                           │        (local) ─────► LocalRoutes ───► routes     policies, profiles
+                          ├─ HostEndpoint ──────► labels ──────► IpSets
+          interfaces ─────┼──────► (local) ─────► HostEndpoints ─► PolicyResolver, host interfaces
                           ├─ NetworkSet ────────► IpSets                                   │
                           ├─ policies, Tier, Profile ─► PolicyResolver ────────────────────┘
                           ├─ IPAM block ────────► LocalRoutes
@@ -22,11 +24,14 @@ from typing import Any
 import msgspec
 
 from felixpy.calc.config import FelixConfig, resolve_config
+from felixpy.calc.host_endpoints import HostEndpoints
 from felixpy.calc.ip_sets import IpSets
 from felixpy.calc.parse import (
     NAMESPACE_LABEL,
     InvalidPolicy,
+    closed_host_endpoint,
     closed_policy,
+    parse_host_endpoint,
     parse_net_set,
     parse_policy,
     parse_profile,
@@ -38,6 +43,8 @@ from felixpy.calc.routes import LocalRoutes, RouteSettings
 from felixpy.calc.types import (
     Action,
     EndpointId,
+    HostEndpointId,
+    HostEndpointState,
     NetworkSetId,
     ParsedPolicy,
     ParsedProfile,
@@ -49,7 +56,7 @@ from libcalico.model.codec import InvalidValue, decode_value
 from libcalico.model.ipam import AllocationBlock
 from libcalico.model.keys import BlockKey, ResourceKey, parse_key
 from libcalico.model.resources import FelixConfigurationSpec, Resource
-from libcalico.net import Prefix
+from libcalico.net import Addr, Prefix
 from libcalico.reconcile import Index, Table
 
 DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
@@ -73,7 +80,9 @@ class CalcGraph:
         self.ip_sets = IpSets()
         self.resolver = PolicyResolver(self.ip_sets)
         self.routes = LocalRoutes()
+        self.host_endpoints = HostEndpoints(self._activate_host)
         self.endpoints: Table[EndpointId, WorkloadEndpointState] = Table("endpoints")
+        self.hosts: Table[HostEndpointId, HostEndpointState] = Table("host_endpoints")  # those that govern something
         self.problems: Table[str, Problem] = Table("problems")
         self.config: Table[str, FelixConfig] = Table("config")
         self.datastore_ready: bool | None = None
@@ -84,6 +93,7 @@ class CalcGraph:
         self._workloads: dict[str, EndpointId] = {}
         self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
         self._on_interface: Index[str, EndpointId] = Index()
+        self._hosts: dict[str, HostEndpointId] = {}
         self._own_blocks: dict[str, Prefix] = {}
         self._policy_keys: dict[PolicyId, dict[str, ParsedPolicy]] = {}
         self._policy_of_key: dict[str, PolicyId] = {}
@@ -115,6 +125,10 @@ class CalcGraph:
         """Name a key that could not even be looked at."""
         self._report(path, parse_key(path) or path, reason, mod_revision)
 
+    def on_addresses(self, addresses: Mapping[str, frozenset[Addr]]) -> bool:
+        """Take this node's interfaces and their addresses; True if a flush is called for."""
+        return self.host_endpoints.on_addresses(addresses)
+
     def flush(self) -> None:
         """Bring every table up to date; call after a batch of updates."""
         self.resolver.flush()
@@ -129,6 +143,8 @@ class CalcGraph:
                 self._on_policy(path, key, decoded, raw, mod_revision)
             elif key.kind == "WorkloadEndpoint":
                 self._on_workload(path, key, decoded)
+            elif key.kind == "HostEndpoint":
+                self._on_host(path, key, decoded, raw, mod_revision)
             elif key.kind == "Profile":
                 self._on_profile(path, key, decoded, raw, mod_revision)
             elif key.kind == "Tier":
@@ -256,6 +272,45 @@ class CalcGraph:
         self.routes.on_endpoint(endpoint, state)
         self.resolver.on_endpoint(endpoint, None if state is None else labels, state.profiles if state else ())
 
+    def _on_host(
+        self, path: str, key: ResourceKey, decoded: Resource[Any] | None, raw: bytes | None, mod_revision: int
+    ) -> None:
+        state: HostEndpointState | None = None
+        labels: dict[str, str] = {}
+        if decoded is not None:
+            try:
+                state, labels = parse_host_endpoint(key, decoded), dict(decoded.labels)
+            except InvalidPolicy as why:
+                state, labels = self._close_host(path, key, raw, str(why), mod_revision)
+        elif raw is not None:
+            problem = self.problems.get(path)
+            state, labels = self._close_host(path, key, raw, problem.reason if problem else "", mod_revision)
+        old = self._hosts.pop(path, None)
+        if old is not None and (state is None or state.id != old):
+            self.ip_sets.remove_item(old)
+            if old.node == self.node:
+                self.host_endpoints.on_endpoint(old, None, {})
+        if state is None:
+            return
+        self._hosts[path] = state.id
+        nets = tuple(addr.host_prefix for addr in state.addresses)
+        self.ip_sets.put_item(state.id, labels, state.profiles, nets, state.ports)
+        if state.id.node == self.node:
+            self.host_endpoints.on_endpoint(state.id, state, labels)
+
+    def _close_host(
+        self, path: str, key: ResourceKey, raw: bytes | None, reason: str, mod_revision: int
+    ) -> tuple[HostEndpointState | None, dict[str, str]]:
+        closed = closed_host_endpoint(key, _forgiving_json(raw), self.node)
+        self._report(path, key, reason, mod_revision, closed=closed is not None)
+        return closed or (None, {})
+
+    def _activate_host(
+        self, endpoint: HostEndpointId, state: HostEndpointState | None, labels: Mapping[str, str]
+    ) -> None:
+        self.resolver.on_endpoint(endpoint, None if state is None else labels, state.profiles if state else ())
+        self.hosts.set(endpoint, state)
+
     def _on_network_set(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
         set_id = NetworkSetId(key.name, key.namespace)
         if decoded is None:
@@ -298,6 +353,7 @@ class CalcGraph:
         )
         self._config = config
         self.config.put("felix", config)
+        self.host_endpoints.configure(config.interface_prefixes)
         self.routes.configure(
             RouteSettings(
                 device_protocol=config.device_route_protocol,

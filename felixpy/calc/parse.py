@@ -15,6 +15,8 @@ from typing import Any
 from felixpy.calc.types import (
     Action,
     EndpointId,
+    HostEndpointId,
+    HostEndpointState,
     IpSetSpec,
     Match,
     NamedPort,
@@ -28,6 +30,7 @@ from felixpy.calc.types import (
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import (
     EntityRule,
+    HostEndpointSpec,
     Icmp,
     PolicySpec,
     ProfileSpec,
@@ -439,6 +442,50 @@ def parse_workload_endpoint(key: ResourceKey, resource: Resource[WorkloadEndpoin
             NamedPort(p.name, parse_protocol(p.protocol, "spec.ports"), p.port) for p in spec.ports or () if p.name
         ),
         spoofed_prefixes=_parse_nets(spec.allow_spoofed_source_prefixes, "spec.allowSpoofedSourcePrefixes"),
+    )
+
+
+def parse_host_endpoint(key: ResourceKey, resource: Resource[HostEndpointSpec]) -> HostEndpointState:
+    """Parse a host endpoint.  Raises InvalidPolicy."""
+    spec = resource.spec
+    if not spec.node:
+        raise InvalidPolicy("spec.node: is missing")
+    name = spec.interface_name
+    if name and name != "*" and (len(name) > 15 or not _is_interface(name)):
+        raise InvalidPolicy(f"spec.interfaceName: {name!r} is no interface name")
+    if not name and not spec.expected_ips:
+        raise InvalidPolicy("spec.interfaceName, spec.expectedIPs: one of them is needed")
+    return HostEndpointState(
+        id=HostEndpointId(key.name, spec.node),
+        interface=name,
+        addresses=tuple(_try(Addr.parse, text, "spec.expectedIPs") for text in spec.expected_ips or ()),
+        profiles=tuple(spec.profiles or ()),
+        ports=tuple(
+            NamedPort(p.name, parse_protocol(p.protocol, "spec.ports"), p.port) for p in spec.ports or () if p.name
+        ),
+    )
+
+
+def closed_host_endpoint(
+    key: ResourceKey, document: object, node: str
+) -> tuple[HostEndpointState, dict[str, str]] | None:
+    """The stand-in of a host endpoint of ``node`` that cannot be used, with its labels.
+
+    It governs the interface that it names, with the policies that select it but without profiles: all else is dropped,
+    save the failsafe ports.  None when no interface can be made out.
+    """
+    spec = document.get("spec") if isinstance(document, Mapping) else None
+    if not isinstance(document, Mapping) or not isinstance(spec, Mapping) or spec.get("node") != node:
+        return None
+    name = spec.get("interfaceName")
+    if not isinstance(name, str) or not name or (name != "*" and (len(name) > 15 or not _is_interface(name))):
+        return None
+    metadata = document.get("metadata")
+    labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
+    readable = labels.items() if isinstance(labels, Mapping) else ()
+    return (
+        HostEndpointState(HostEndpointId(key.name, node), name),
+        {k: v for k, v in readable if isinstance(k, str) and isinstance(v, str)},
     )
 
 

@@ -10,13 +10,16 @@ import msgspec
 from felixpy.calc.ip_sets import IpSets
 from felixpy.calc.types import (
     Direction,
-    EndpointId,
     EndpointPolicy,
+    HostEndpointId,
     IpSetSpec,
+    LocalId,
     ParsedPolicy,
     ParsedProfile,
     PolicyId,
+    Stage,
     TierPolicies,
+    Tiers,
 )
 from libcalico.reconcile import Index, Table
 from libcalico.selector.index import SelectorIndex
@@ -43,26 +46,24 @@ class PolicyResolver:
     """
 
     def __init__(self, ip_sets: IpSets) -> None:
-        self.endpoint_policy: Table[EndpointId, EndpointPolicy] = Table("endpoint_policy")
+        self.endpoint_policy: Table[LocalId, EndpointPolicy] = Table("endpoint_policy")
         self.policies: Table[PolicyId, ParsedPolicy] = Table("policies")
         self.profiles: Table[str, ParsedProfile] = Table("profiles")
         self._ip_sets = ip_sets
-        self._index: SelectorIndex[PolicyId, EndpointId] = SelectorIndex(self._on_match)
+        self._index: SelectorIndex[PolicyId, LocalId] = SelectorIndex(self._on_match)
         self._all_policies: dict[PolicyId, ParsedPolicy] = {}
         self._all_profiles: dict[str, ParsedProfile] = {}
         self._tiers: dict[str, TierState] = {}
         self._policies_of_tier: Index[str, PolicyId] = Index()
-        self._profile_users: Index[str, EndpointId] = Index()
-        self._profiles_of: dict[EndpointId, tuple[str, ...]] = {}
-        self._matches: Index[EndpointId, PolicyId] = Index()
-        self._dirty_endpoints: dict[EndpointId, None] = {}
+        self._profile_users: Index[str, LocalId] = Index()
+        self._profiles_of: dict[LocalId, tuple[str, ...]] = {}
+        self._matches: Index[LocalId, PolicyId] = Index()
+        self._dirty_endpoints: dict[LocalId, None] = {}
         self._dirty_policies: dict[PolicyId, None] = {}
         self._dirty_profiles: dict[str, None] = {}
         self._needed: dict[PolicyId | str, tuple[IpSetSpec, ...]] = {}
 
-    def on_endpoint(
-        self, endpoint: EndpointId, labels: Mapping[str, str] | None, profiles: tuple[str, ...] = ()
-    ) -> None:
+    def on_endpoint(self, endpoint: LocalId, labels: Mapping[str, str] | None, profiles: tuple[str, ...] = ()) -> None:
         """A local endpoint with its own labels; None: gone."""
         for profile in self._profiles_of.pop(endpoint, ()):
             self._profile_users.remove(profile, endpoint)
@@ -78,12 +79,12 @@ class PolicyResolver:
         self._dirty_endpoints[endpoint] = None
 
     def on_policy(self, policy_id: PolicyId, policy: ParsedPolicy | None) -> None:
-        """A policy in internal form; None: gone.  Staged ones are not enforced and so are not here."""
+        """A policy in internal form; None: gone.  Staged ones stand in their place, and count only."""
         old = self._all_policies.pop(policy_id, None)
         if old is not None:
             self._policies_of_tier.remove(old.tier, policy_id)
         self._dirty_policies[policy_id] = None
-        if policy is None or policy.staged:
+        if policy is None:
             self._index.remove_selector(policy_id)
             return
         self._all_policies[policy_id] = policy
@@ -144,7 +145,7 @@ class PolicyResolver:
             or self._needed
         )
 
-    def _on_match(self, policy_id: PolicyId, endpoint: EndpointId, matches: bool) -> None:
+    def _on_match(self, policy_id: PolicyId, endpoint: LocalId, matches: bool) -> None:
         if matches:
             self._matches.add(endpoint, policy_id)
         else:
@@ -155,25 +156,46 @@ class PolicyResolver:
     def _touch_matching(self, policy_id: PolicyId) -> None:
         self._dirty_endpoints.update(dict.fromkeys(self._index.items_matching(policy_id)))
 
-    def _resolve(self, endpoint: EndpointId) -> EndpointPolicy:
-        policies = [self._all_policies[p] for p in self._matches.of(endpoint)]
-        normal = [p for p in policies if not (p.do_not_track or p.pre_dnat)]
-        normal.sort(key=self._sort_key)
-        return EndpointPolicy(self._tiers_for(normal, "ingress"), self._tiers_for(normal, "egress"))
+    def _resolve(self, endpoint: LocalId) -> EndpointPolicy:
+        policies = sorted((self._all_policies[p] for p in self._matches.of(endpoint)), key=self._sort_key)
+        normal = self._both(policies, Stage.NORMAL)
+        if not isinstance(endpoint, HostEndpointId):
+            return EndpointPolicy(normal.ingress, normal.egress)
+        return EndpointPolicy(
+            normal.ingress,
+            normal.egress,
+            forward=self._both(policies, Stage.FORWARD),
+            untracked=self._both(policies, Stage.UNTRACKED),
+            pre_dnat=self._both(policies, Stage.PRE_DNAT),
+        )
+
+    def _both(self, policies: list[ParsedPolicy], stage: Stage) -> Tiers:
+        standing = [p for p in policies if p.stands_in(stage)]
+        return Tiers(self._tiers_for(standing, "ingress", stage), self._tiers_for(standing, "egress", stage))
 
     def _sort_key(self, policy: ParsedPolicy) -> tuple[bool, float, str, float, PolicyId]:
         tier = self._tiers.get(policy.tier)
         tier_order = math.inf if tier is None else tier.order
         return (tier is None, tier_order, policy.tier, policy.order, policy.id)
 
-    def _tiers_for(self, policies: list[ParsedPolicy], direction: Direction) -> tuple[TierPolicies, ...]:
-        by_tier: dict[str, list[PolicyId]] = {}
+    def _tiers_for(self, policies: list[ParsedPolicy], direction: Direction, stage: Stage) -> tuple[TierPolicies, ...]:
+        """Group sorted policies by tier.
+
+        What no policy of a tier decided is dropped at its end, unless the tier says Pass, or all its policies are only
+        staged, or normal policy is still to come (untracked and pre-DNAT policy).
+        """
+        by_tier: dict[str, list[ParsedPolicy]] = {}
         for policy in policies:
             if policy.rules(direction) is not None:
-                by_tier.setdefault(policy.tier, []).append(policy.id)
+                by_tier.setdefault(policy.tier, []).append(policy)
+        first_look = stage in {Stage.UNTRACKED, Stage.PRE_DNAT}
         return tuple(
-            TierPolicies(name, tuple(ids), self._tiers.get(name, TierState()).default_pass)
-            for name, ids in by_tier.items()
+            TierPolicies(
+                name,
+                tuple(p.id for p in held),
+                first_look or self._tiers.get(name, TierState()).default_pass or all(p.staged for p in held),
+            )
+            for name, held in by_tier.items()
         )
 
     def _set_needed(self, owner: PolicyId | str, rules: ParsedPolicy | ParsedProfile | None) -> None:
@@ -193,5 +215,6 @@ class PolicyResolver:
 def _placement(policy: ParsedPolicy) -> tuple[object, ...]:
     """What decides where, and for which directions, a policy stands in an endpoint's list."""
     return (
-        policy.tier, policy.order, policy.ingress is None, policy.egress is None, policy.do_not_track, policy.pre_dnat,
+        policy.tier, policy.order, policy.ingress is None, policy.egress is None,
+        policy.do_not_track, policy.pre_dnat, policy.apply_on_forward, policy.staged,
     )  # fmt: skip

@@ -15,6 +15,19 @@ from libcalico.selector import Selector
 Direction = Literal["ingress", "egress"]
 
 
+class Stage(enum.Enum):
+    """Where in a packet's way a policy stands.  Workloads know only NORMAL; the others are for host endpoints.
+
+    NORMAL: to and from processes of the host (for a workload: all its packets).  FORWARD: what passes through the
+    host (``applyOnForward``).  UNTRACKED: before conntrack (``doNotTrack``).  PRE_DNAT: before any DNAT, ingress only.
+    """
+
+    NORMAL = ""
+    FORWARD = "forward"
+    UNTRACKED = "untracked"
+    PRE_DNAT = "pre-dnat"
+
+
 class Action(enum.Enum):
     """What a rule does."""
 
@@ -61,8 +74,12 @@ class HostEndpointId(msgspec.Struct, frozen=True, order=True, gc=False):
     name: str
     node: str
 
+    def __str__(self) -> str:
+        return f"HostEndpoint({self.node} {self.name})"
+
 
 ItemId = EndpointId | NetworkSetId | HostEndpointId
+LocalId = EndpointId | HostEndpointId
 
 
 class IpSetSpec:
@@ -165,6 +182,19 @@ class ParsedPolicy(msgspec.Struct, frozen=True):
         """The rules of one direction; None: the policy does not govern it."""
         return self.ingress if direction == "ingress" else self.egress
 
+    @property
+    def stage(self) -> Stage:
+        """Where its rules stand; a NORMAL one stands in FORWARD, too, if ``apply_on_forward``."""
+        if self.do_not_track:
+            return Stage.UNTRACKED
+        return Stage.PRE_DNAT if self.pre_dnat else Stage.NORMAL
+
+    def stands_in(self, stage: Stage) -> bool:
+        """True if it judges packets at this stage."""
+        if stage is Stage.FORWARD:
+            return self.stage is Stage.NORMAL and self.apply_on_forward
+        return self.stage is stage
+
 
 class ParsedProfile(msgspec.Struct, frozen=True):
     """A profile's rules; its labels live in the label index."""
@@ -198,12 +228,35 @@ class WorkloadEndpointState(msgspec.Struct, frozen=True):
     spoofed_prefixes: tuple[Prefix, ...] = ()
 
 
+class HostEndpointState(msgspec.Struct, frozen=True):
+    """A host endpoint.  ``interface``: a name, ``*`` for all, or empty: the one with an expected address."""
+
+    id: HostEndpointId
+    interface: str = ""
+    addresses: tuple[Addr, ...] = ()
+    profiles: tuple[str, ...] = ()
+    ports: tuple[NamedPort, ...] = ()
+
+
 class TierPolicies(msgspec.Struct, frozen=True, gc=False):
-    """The policies of one tier that select an endpoint for one direction, in order."""
+    """The policies of one tier that select an endpoint for one direction, in order.
+
+    ``default_pass``: what no policy decided goes on to the next tier (also when all of them are only staged).
+    """
 
     tier: str
     policies: tuple[PolicyId, ...]
     default_pass: bool = False
+
+
+class Tiers(msgspec.Struct, frozen=True, gc=False):
+    """The tiers of both directions at one stage."""
+
+    ingress: tuple[TierPolicies, ...] = ()
+    egress: tuple[TierPolicies, ...] = ()
+
+    def of(self, direction: Direction) -> tuple[TierPolicies, ...]:
+        return self.ingress if direction == "ingress" else self.egress
 
 
 class EndpointPolicy(msgspec.Struct, frozen=True, gc=False):
@@ -211,6 +264,17 @@ class EndpointPolicy(msgspec.Struct, frozen=True, gc=False):
 
     ingress: tuple[TierPolicies, ...] = ()
     egress: tuple[TierPolicies, ...] = ()
+    forward: Tiers = Tiers()
+    untracked: Tiers = Tiers()
+    pre_dnat: Tiers = Tiers()
 
-    def tiers(self, direction: Direction) -> tuple[TierPolicies, ...]:
-        return self.ingress if direction == "ingress" else self.egress
+    def tiers(self, direction: Direction, stage: Stage = Stage.NORMAL) -> tuple[TierPolicies, ...]:
+        match stage:
+            case Stage.NORMAL:
+                return self.ingress if direction == "ingress" else self.egress
+            case Stage.FORWARD:
+                return self.forward.of(direction)
+            case Stage.UNTRACKED:
+                return self.untracked.of(direction)
+            case Stage.PRE_DNAT:
+                return self.pre_dnat.ingress if direction == "ingress" else ()

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.types import Direction, EndpointPolicy, ParsedRule, TierPolicies, WorkloadEndpointState
 from felixpy.render import names
-from felixpy.render.rules import PASS_MARK, RuleStyle, render_rule
+from felixpy.render.rules import CLEAR_MARKS, PASS_MARK, RuleStyle, deny_statement, render_rule
 from libcalico.dataplane.ruleset import Chain, Hook, NftSet, Rule
 
 _PRIORITY_RAW, _PRIORITY_FILTER = -300, 0
@@ -34,14 +34,22 @@ def static_sets() -> list[NftSet]:
     return [NftSet(name, "ifname", "verdict") for name in (names.FROM_WORKLOAD, names.TO_WORKLOAD)]
 
 
-def static_chains(config: FelixConfig) -> list[Chain]:
-    """The chains that exist on every node, whatever is in the datastore."""
+def static_chains(config: FelixConfig, *, clear_marks: bool = False) -> list[Chain]:
+    """The chains that exist on every node, whatever is in the datastore; ``clear_marks`` where any are relied on."""
     from_wl = _per_prefix(config, "iifname", names.FROM_WORKLOAD_DISPATCH)
     to_wl = _per_prefix(config, "oifname", names.TO_WORKLOAD_DISPATCH)
     to_host = _per_prefix(config, "iifname", names.WORKLOAD_TO_HOST)
     discovery = [Rule(f'iifname "{p}*" {_ND} accept', "neighbour discovery") for p in config.interface_prefixes]
     return [
-        _base("raw-prerouting", "prerouting", _PRIORITY_RAW, _per_prefix(config, "iifname", names.ANTI_SPOOF)),
+        _base(
+            "raw-prerouting",
+            "prerouting",
+            _PRIORITY_RAW,
+            [
+                *([Rule(CLEAR_MARKS)] if clear_marks else []),
+                *_per_prefix(config, "iifname", names.ANTI_SPOOF),
+            ],
+        ),
         _base("forward-from-wl", "forward", _PRIORITY_FILTER, from_wl),
         _base("forward-to-wl", "forward", _PRIORITY_FILTER + 1, to_wl),
         _base("input-from-wl", "input", _PRIORITY_FILTER, [*discovery, *from_wl]),
@@ -83,6 +91,13 @@ def _workload_to_host(config: FelixConfig) -> list[Rule]:
     return rules
 
 
+def conntrack_rules(config: FelixConfig) -> list[Rule]:
+    """What every stateful chain begins with."""
+    if config.disable_conntrack_invalid_check:
+        return [_ESTABLISHED]
+    return [_ESTABLISHED, Rule(f"ct state invalid {deny_statement(config.deny_action)}", "invalid")]
+
+
 def endpoint_chains(
     endpoint: WorkloadEndpointState,
     policy: EndpointPolicy,
@@ -96,38 +111,40 @@ def endpoint_chains(
         endpoint: Whose.
         policy: Its tiers.
         profiles: Those of its profiles that exist, in order.
-        config: For the conntrack check.
+        config: What else is let through or not.
         tier_chain_names: The shared chain of each tier that occurs in ``policy``.
     """
     chains = []
+    deny = deny_statement(config.deny_action)
     directions: tuple[Direction, Direction] = ("egress", "ingress")
     for direction in directions:
-        rules = [_ESTABLISHED]
-        if not config.disable_conntrack_invalid_check:
-            rules.append(Rule("ct state invalid counter drop", "invalid"))
-        if direction == "egress":
-            rules.append(Rule("udp dport 4789 counter drop", "VXLAN from a workload"))
-            rules.append(Rule("meta l4proto 4 counter drop", "IP-in-IP from a workload"))
+        rules = conntrack_rules(config)
+        if direction == "egress" and not config.allow_vxlan_from_workloads:
+            rules.append(Rule(f"udp dport {config.vxlan_port} {deny}", "VXLAN from a workload"))
+        if direction == "egress" and not config.allow_ipip_from_workloads:
+            rules.append(Rule(f"meta l4proto 4 {deny}", "IP-in-IP from a workload"))
         rules += [Rule(f"jump {tier_chain_names[tier, direction]}") for tier in policy.tiers(direction)]
         rules += [Rule(f"jump {names.profile_chain(name, direction)}") for name in profiles]
-        rules.append(Rule("counter drop", f"{endpoint.id} no profile allows"))
+        rules.append(Rule(deny, f"{endpoint.id} no profile allows"))
         chains.append(Chain(names.endpoint_chain(endpoint.interface, direction), tuple(rules)))
     return chains
 
 
-def tier_chain(name: str, tier: TierPolicies, direction: Direction, passing: frozenset[object]) -> Chain:
+def tier_chain(
+    name: str, tier: TierPolicies, direction: Direction, passing: frozenset[object], deny_action: str = "Drop"
+) -> Chain:
     """The policies of one tier in order; ``passing`` are those that hold a Pass rule and so need a look at the mark."""
-    rules = []
+    unmark = f"meta mark set meta mark and {0xFFFFFFFF ^ PASS_MARK:#x}"
+    rules = [Rule(unmark, "whoever set it")] if passing else []
     for policy in tier.policies:
         rules.append(Rule(f"jump {names.policy_chain(policy, direction)}", str(policy)))
         if policy in passing:
-            unmark = f"meta mark set meta mark and {0xFFFFFFFF ^ PASS_MARK:#x}"
             rules.append(Rule(f"meta mark and {PASS_MARK:#x} == {PASS_MARK:#x} {unmark} return", "passed"))
     if not tier.default_pass:
-        rules.append(Rule("counter drop", f"end of tier {tier.tier}"))
+        rules.append(Rule(deny_statement(deny_action), f"end of tier {tier.tier}"))
     return Chain(name, tuple(rules))
 
 
-def rules_chain(name: str, rules: Sequence[ParsedRule], style: RuleStyle, *, in_profile: bool = False) -> Chain:
+def rules_chain(name: str, rules: Sequence[ParsedRule], style: RuleStyle) -> Chain:
     """The rules of a policy or profile for one direction."""
-    return Chain(name, tuple(r for rule in rules for r in render_rule(rule, style, in_profile=in_profile)))
+    return Chain(name, tuple(r for rule in rules for r in render_rule(rule, style)))

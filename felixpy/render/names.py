@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from felixpy.calc.types import Direction, PolicyId
+from felixpy.calc.types import Direction, PolicyId, Stage
 from libcalico.net import IPV4, Family
 
 TABLE_FAMILY = "inet"
@@ -17,6 +17,14 @@ FROM_WORKLOAD_DISPATCH = "from-wl-dispatch"
 TO_WORKLOAD_DISPATCH = "to-wl-dispatch"
 WORKLOAD_TO_HOST = "wl-to-host"
 ANTI_SPOOF = "wl-anti-spoof"
+
+# verdict maps of host endpoints: interface -> chain; for packets in and out, at each stage
+HOST_IN, HOST_OUT = "host-in", "host-out"
+HOST_FORWARD_IN, HOST_FORWARD_OUT = "host-fwd-in", "host-fwd-out"
+HOST_RAW_IN, HOST_RAW_OUT = "host-raw-in", "host-raw-out"
+HOST_PRE_DNAT = "host-pre-dnat"
+FAILSAFE_IN, FAILSAFE_OUT = "failsafe-in", "failsafe-out"
+FAILSAFE_RAW_IN, FAILSAFE_RAW_OUT = "failsafe-raw-in", "failsafe-raw-out"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -45,6 +53,16 @@ def tier_chain(tier: str, direction: Direction, content: str) -> str:
 def endpoint_chain(interface: str, direction: Direction) -> str:
     """``fw-<if>`` for packets from the workload, ``tw-<if>`` for packets to it."""
     return f"{'tw' if direction == 'ingress' else 'fw'}-{interface}"
+
+
+def host_chain(interface: str, direction: Direction, stage: Stage) -> str:
+    """``fh-<if>`` for packets from the wire, ``th-<if>`` for packets to it; ``…fwd``, ``…raw``, ``…dnat`` by stage.
+
+    The endpoint for all other interfaces (``*``) has ``all-fh`` and so on, which no interface can take from it.
+    """
+    suffix = {Stage.NORMAL: "", Stage.FORWARD: "fwd", Stage.UNTRACKED: "raw", Stage.PRE_DNAT: "dnat"}[stage]
+    prefix = ("fh" if direction == "ingress" else "th") + suffix
+    return f"all-{prefix}" if interface == "*" else f"{prefix}-{interface}"
 
 
 def ip_set(set_id: str, family: Family, *, wide: bool, named_port: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -15,15 +16,19 @@ from felixpy.calc.types import (
     Action,
     Direction,
     EndpointId,
+    EndpointPolicy,
+    HostEndpointId,
     IpSetSpec,
+    LocalId,
     ParsedPolicy,
     ParsedProfile,
     PolicyId,
+    Stage,
     TierPolicies,
     WorkloadEndpointState,
 )
-from felixpy.render import chains, names
-from felixpy.render.rules import RuleStyle
+from felixpy.render import chains, host_chains, names
+from felixpy.render.rules import RuleStyle, log_statement
 from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
@@ -79,11 +84,14 @@ class Renderer:
         self._set_users: Index[str, PolicyId | str] = Index()
         self._sets_of: dict[PolicyId | str, tuple[str, ...]] = {}
         self._rendered: dict[EndpointId, WorkloadEndpointState] = {}
-        self._tier_users: Index[_TierKey, EndpointId] = Index()
-        self._tiers_of: dict[EndpointId, tuple[_TierKey, ...]] = {}
+        self._tier_users: Index[_TierKey, LocalId] = Index()
+        self._tiers_of: dict[LocalId, tuple[_TierKey, ...]] = {}
         self._tier_chain_of: dict[_TierKey, str] = {}
         self._passing: dict[PolicyId, frozenset[Direction]] = {}
         self._profiles: dict[str, ParsedProfile] = {}
+        self._statics: tuple[dict[str, Chain], dict[str, NftSet]] = ({}, {})
+        self._hosts: dict[str, dict[str, Chain]] = {}  # interface -> chains of its host endpoint
+        self._host_elements: dict[str, dict[str, Element]] = {}  # interface -> map -> element
         self._sysctls: dict[EndpointId | None, dict[Sysctl, str]] = {}
 
     def render(self) -> DataplaneDelta:
@@ -92,8 +100,6 @@ class Renderer:
         config = graph.config.get("felix") or FelixConfig()
         graph.config.take_changes()
         everything = config != self._config
-        if everything:
-            self._render_static(config, delta)
         self._config = config
         flipped = self._render_sets(graph.ip_sets.take_changes(), delta)
         policies = dict(graph.resolver.policies.take_changes())
@@ -106,14 +112,19 @@ class Renderer:
                 policies.setdefault(owner, graph.resolver.policies.get(owner))
             else:
                 profiles.setdefault(owner, graph.resolver.profiles.get(owner))
-        style = self._style(config)
-        touched = self._render_policies(policies, style, delta)
-        touched |= self._render_profiles(profiles, style, delta)
+        touched = self._render_policies(policies, config, delta)
+        touched |= self._render_profiles(profiles, config, delta)
         touched |= set(graph.endpoints.take_changes()) | set(graph.resolver.endpoint_policy.take_changes())
+        moved = graph.host_endpoints.interfaces.take_changes()
+        changed_hosts = {e for e in touched if isinstance(e, HostEndpointId)} | set(graph.hosts.take_changes())
+        if everything or moved or changed_hosts:
+            self._render_hosts(config, delta)
         if everything:
             touched |= set(graph.endpoints)
-        for endpoint in sorted(touched):
+        for endpoint in sorted(e for e in touched if isinstance(e, EndpointId)):
             self._render_endpoint(endpoint, config, delta)
+        if everything:
+            self._own_sysctls(None, _host_sysctls(config), delta)
         delta.routes.update(graph.routes.routes.take_changes())
         return delta
 
@@ -122,7 +133,7 @@ class Renderer:
         """True while anything that was rendered depends on the datastore."""
         return bool(
             self._wide or self._specs or self._sets_of or self._rendered or self._tiers_of or self._passing
-            or self._tier_chain_of or len(self._set_users) or len(self._tier_users)
+            or self._hosts or self._tier_chain_of or len(self._set_users) or len(self._tier_users)
             or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
         )  # fmt: skip
 
@@ -190,16 +201,26 @@ class Renderer:
 
     # --- policies and profiles --------------------------------------------------------------------------------------
 
-    def _style(self, config: FelixConfig) -> RuleStyle:
+    def _style(self, config: FelixConfig, owner: ParsedPolicy | ParsedProfile) -> RuleStyle:
+        """How the rules of a policy or profile come out."""
+        policy = owner if isinstance(owner, ParsedPolicy) else None
         return RuleStyle(
-            self._set_name, deny=config.deny_action, log_prefix=config.log_prefix, ipv6=config.ipv6_support
+            self._set_name,
+            deny=config.deny_action,
+            log=log_statement(
+                _log_prefix(config.log_prefix, owner), config.log_action_rate_limit, config.log_action_rate_limit_burst
+            ),
+            ipv6=config.ipv6_support,
+            stage=policy.stage if policy else Stage.NORMAL,
+            staged=policy.staged if policy else False,
+            in_profile=policy is None,
         )
 
     def _render_policies(
-        self, policies: dict[PolicyId, ParsedPolicy | None], style: RuleStyle, delta: DataplaneDelta
-    ) -> set[EndpointId]:
+        self, policies: dict[PolicyId, ParsedPolicy | None], config: FelixConfig, delta: DataplaneDelta
+    ) -> set[LocalId]:
         """Render the chains of policies; return the endpoints whose tier chains must be made anew for a Pass."""
-        touched: set[EndpointId] = set()
+        touched: set[LocalId] = set()
         for policy_id, policy in policies.items():
             passing = _passing_directions(policy)
             if passing != self._passing.get(policy_id, frozenset()):
@@ -214,17 +235,21 @@ class Renderer:
             for direction in _DIRECTIONS:
                 name = names.policy_chain(policy_id, direction)
                 rules = policy.rules(direction) if policy else None
-                delta.chains[name] = None if rules is None else chains.rules_chain(name, rules, style)
+                if policy is None or rules is None:
+                    delta.chains[name] = None
+                else:
+                    delta.chains[name] = chains.rules_chain(name, rules, self._style(config, policy))
         return touched
 
     def _render_profiles(
-        self, profiles: dict[str, ParsedProfile | None], style: RuleStyle, delta: DataplaneDelta
-    ) -> set[EndpointId]:
+        self, profiles: dict[str, ParsedProfile | None], config: FelixConfig, delta: DataplaneDelta
+    ) -> set[LocalId]:
         """Render the chains of profiles; return the endpoints for which one came or went."""
-        touched: set[EndpointId] = set()
+        touched: set[LocalId] = set()
         for name, profile in profiles.items():
             if (profile is None) != (name not in self._profiles):
                 touched.update(e for e, state in self._graph.endpoints.items() if name in state.profiles)
+                touched.update(e for e, host in self._graph.hosts.items() if name in host.profiles)
             if profile is None:
                 self._profiles.pop(name, None)
             else:
@@ -235,7 +260,7 @@ class Renderer:
                 delta.chains[chain] = (
                     None
                     if profile is None
-                    else chains.rules_chain(chain, profile.rules(direction), style, in_profile=True)
+                    else chains.rules_chain(chain, profile.rules(direction), self._style(config, profile))
                 )
         return touched
 
@@ -253,13 +278,98 @@ class Renderer:
 
     # --- endpoints --------------------------------------------------------------------------------------------------
 
-    def _render_static(self, config: FelixConfig, delta: DataplaneDelta) -> None:
-        for nft_set in chains.static_sets():
-            delta.sets[nft_set.name] = nft_set
-            delta.change(nft_set.name)
-        for chain in chains.static_chains(config):
-            delta.chains[chain.name] = chain
-        self._own_sysctls(None, _host_sysctls(config), delta)
+    def _render_hosts(self, config: FelixConfig, delta: DataplaneDelta) -> None:
+        """Render everything that hangs on host endpoints, and the static part, which depends on what they need.
+
+        A node has few of them, so all are rendered again and only what differs goes on.
+        """
+        graph = self._graph
+        stages: set[Stage] = set()
+        default: set[Stage] = set()
+        seen: set[str] = set()
+        used: set[HostEndpointId] = set()
+        hosts = sorted(graph.host_endpoints.interfaces.items())
+        tier_keys: dict[HostEndpointId, dict[_TierKey, None]] = {}
+        for _, endpoint in hosts:
+            policy = graph.resolver.endpoint_policy.get(endpoint)
+            if policy is not None:
+                keys = (_TierKey(t, d) for st in Stage for d in _DIRECTIONS for t in policy.tiers(d, st))
+                tier_keys.setdefault(endpoint, {}).update(dict.fromkeys(keys))
+        for endpoint, keys_of in tier_keys.items():
+            self._use_tiers(endpoint, tuple(keys_of), delta)
+        for interface, endpoint in hosts:
+            policy = graph.resolver.endpoint_policy.get(endpoint)
+            if policy is None:
+                continue
+            seen.add(interface)
+            used.add(endpoint)
+            at = host_chains.stages_of(interface, policy)
+            stages.update(at)
+            default.update(at if interface == "*" else ())
+            self._render_host(interface, endpoint, policy, config, delta)
+        for interface in self._hosts.keys() - seen:
+            self._withdraw_host(interface, {}, {}, delta)
+        for held in [e for e in self._tiers_of if isinstance(e, HostEndpointId) and e not in used]:
+            self._use_tiers(held, (), delta)
+        self._render_static(config, frozenset(stages), frozenset(default), delta)
+
+    def _render_host(
+        self, interface: str, endpoint: HostEndpointId, policy: EndpointPolicy, config: FelixConfig,
+        delta: DataplaneDelta,
+    ) -> None:  # fmt: skip
+        keys = {_TierKey(t, d) for st in Stage for d in _DIRECTIONS for t in policy.tiers(d, st)}
+        state = self._graph.hosts.get(endpoint)
+        profiles = [name for name in (state.profiles if state else ()) if name in self._profiles]
+        made = host_chains.host_endpoint_chains(
+            interface, endpoint, policy, profiles, config, {(k.tier, k.direction): self._tier_name(k) for k in keys}
+        )
+        chain_of = {chain.name: chain for _, _, chain in made}
+        elements: dict[str, Element] = {}
+        if interface != "*":
+            for stage, direction, chain in made:
+                elements[host_chains.MAPS[stage][direction]] = Element(interface, f"goto {chain.name}")
+        self._withdraw_host(interface, chain_of, elements, delta)
+
+    def _withdraw_host(
+        self, interface: str, chain_of: dict[str, Chain], elements: dict[str, Element], delta: DataplaneDelta
+    ) -> None:
+        """Put these chains and elements in the place of those that the interface had."""
+        old, old_elements = self._hosts.pop(interface, {}), self._host_elements.pop(interface, {})
+        for name in old.keys() - chain_of.keys():
+            delta.chains[name] = None
+        for map_name, element in old_elements.items():
+            if elements.get(map_name) != element:
+                _remove_elements(delta, map_name, [element])
+        for name, chain in chain_of.items():
+            if old.get(name) != chain:
+                delta.chains[name] = chain
+        for map_name, element in elements.items():
+            if old_elements.get(map_name) != element:
+                _add_elements(delta, map_name, [element])
+        if chain_of:
+            self._hosts[interface], self._host_elements[interface] = chain_of, elements
+
+    def _render_static(
+        self, config: FelixConfig, stages: frozenset[Stage], default: frozenset[Stage], delta: DataplaneDelta
+    ) -> None:
+        made = [*chains.static_chains(config, clear_marks=bool(stages))]
+        made += host_chains.static_chains(config, stages, default)
+        chain_of = {chain.name: chain for chain in made}
+        set_of = {s.name: s for s in (*chains.static_sets(), *host_chains.static_sets(sorted(stages, key=str)))}
+        old_chains, old_sets = self._statics
+        for name in old_chains.keys() - chain_of.keys():
+            delta.chains[name] = None
+        for name in old_sets.keys() - set_of.keys():
+            delta.sets[name] = None
+            delta.elements.pop(name, None)
+        for name, chain in chain_of.items():
+            if old_chains.get(name) != chain:
+                delta.chains[name] = chain
+        for name, nft_set in set_of.items():
+            if old_sets.get(name) != nft_set:
+                delta.sets[name] = nft_set
+                delta.change(name)
+        self._statics = chain_of, set_of
 
     def _render_endpoint(self, endpoint_id: EndpointId, config: FelixConfig, delta: DataplaneDelta) -> None:
         old = self._rendered.pop(endpoint_id, None)
@@ -311,6 +421,10 @@ class Renderer:
             delta.chains[chain] = None
             _remove_elements(delta, map_name, [Element(old.interface, f"goto {chain}")])
 
+    @property
+    def _deny_action(self) -> str:
+        return self._config.deny_action if self._config else "Drop"
+
     def _tier_name(self, key: _TierKey) -> str:
         passing = [p for p in key.tier.policies if key.direction in self._passing.get(p, ())]
         content = "\0".join(
@@ -318,13 +432,13 @@ class Renderer:
         )
         return names.tier_chain(key.tier.tier, key.direction, content)
 
-    def _use_tiers(self, endpoint: EndpointId, keys: tuple[_TierKey, ...], delta: DataplaneDelta) -> None:
+    def _use_tiers(self, endpoint: LocalId, keys: tuple[_TierKey, ...], delta: DataplaneDelta) -> None:
         """Count who uses which tier chain; the last user takes it along."""
         for key in keys:
             self._tier_users.add(key, endpoint)
             name = self._tier_name(key)
             passing = frozenset(p for p in key.tier.policies if key.direction in self._passing.get(p, ()))
-            delta.chains[name] = chains.tier_chain(name, key.tier, key.direction, passing)
+            delta.chains[name] = chains.tier_chain(name, key.tier, key.direction, passing, self._deny_action)
             self._tier_chain_of.setdefault(key, name)
             if self._tier_chain_of[key] != name:  # a policy began or ceased to pass: the chain got another name
                 delta.chains.setdefault(self._tier_chain_of[key], None)
@@ -340,9 +454,25 @@ _MAPS: tuple[tuple[str, Direction], ...] = ((names.FROM_WORKLOAD, "egress"), (na
 
 
 def _passing_directions(policy: ParsedPolicy | None) -> frozenset[Direction]:
-    if policy is None:
+    if policy is None or policy.staged:
         return frozenset()
     return frozenset(d for d in _DIRECTIONS if any(r.action is Action.PASS for r in policy.rules(d) or ()))
+
+
+_KIND = {"GlobalNetworkPolicy": "gnp", "NetworkPolicy": "np", "StagedGlobalNetworkPolicy": "sgnp",
+         "StagedNetworkPolicy": "snp"}  # fmt: skip
+
+
+def _log_prefix(template: str, owner: ParsedPolicy | ParsedProfile) -> str:
+    """Felix's logPrefix: %t tier, %k kind, %n name, %p name with its namespace."""
+    if isinstance(owner, ParsedPolicy):
+        policy, tier = owner.id, owner.tier
+        kind, name = _KIND.get(policy.kind, policy.kind), policy.name
+        full = f"{policy.namespace}/{name}" if policy.namespace else name
+    else:
+        kind, name, full, tier = "pro", owner.name, owner.name, ""
+    values = {"%t": tier, "%k": kind, "%n": name, "%p": full}
+    return re.sub("%[tknp]", lambda m: values[m[0]], template)
 
 
 def _add_elements(delta: DataplaneDelta, name: str, elements: Iterable[Element]) -> None:

@@ -10,44 +10,83 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Literal
 
-from felixpy.calc.types import Action, IpSetSpec, Match, ParsedRule, PortRange
+from felixpy.calc.types import Action, IpSetSpec, Match, ParsedRule, PortRange, Stage
 from libcalico.dataplane.ruleset import Rule
 from libcalico.net import IPV4, IPV6, Family, Prefix
 
-PASS_MARK = 0x20000  # second bit of Calico's default mask 0xffff0000
+ACCEPT_MARK = 0x10000  # first and second bit of Calico's default mask 0xffff0000
+PASS_MARK = 0x20000
+CLEAR_MARKS = f"meta mark set meta mark and {0xFFFFFFFF ^ (ACCEPT_MARK | PASS_MARK):#x}"
+ACCEPTED = f"meta mark and {ACCEPT_MARK:#x} == {ACCEPT_MARK:#x}"
+SET_ACCEPTED = f"meta mark set meta mark or {ACCEPT_MARK:#x}"
 
 SetName = Callable[[IpSetSpec, Family], str]
 Side = Literal["saddr", "daddr"]
 
 _L4_WORD = {6: "tcp", 17: "udp", 132: "sctp"}
+# What an Allow does beside accepting: what is accepted early must be known to the later hooks.
+_ALLOW = {
+    Stage.NORMAL: "counter accept",
+    Stage.FORWARD: "counter accept",
+    Stage.UNTRACKED: f"counter notrack {SET_ACCEPTED} accept",
+    Stage.PRE_DNAT: f"counter {SET_ACCEPTED} accept",
+}
 
 
 class RuleStyle:
-    """What is the same for all rules of a render: how sets are called, what Deny and Log do."""
+    """How the rules of one policy or profile come out: how sets are called, and what each action does.
 
-    def __init__(self, set_name: SetName, *, deny: str = "Drop", log_prefix: str = "calico-packet", ipv6: bool = True):
-        self.set_name, self.ipv6 = set_name, ipv6
-        self.deny = "counter reject" if deny == "Reject" else "counter drop"
-        clean = "".join(c for c in log_prefix if c.isascii() and (c.isalnum() or c in " _.:/-"))[:60]
-        self.log = f'counter log prefix "{clean}: " level info'
+    Args:
+        set_name: The nft set of an IP set.
+        deny: ``Drop`` or ``Reject``; before routing only a drop is possible.
+        log: The statement of a Log, see :func:`log_statement`.
+        ipv6: Whether IPv6 rules are rendered at all.
+        stage: Where the rules stand.
+        staged: They are only counted, with no effect on the packet.
+        in_profile: A Pass only leaves the profile.
+    """
 
-    def verdict(self, action: Action, *, in_profile: bool = False) -> str:
-        """The statement at a rule's end; a Pass in a profile only leaves the profile."""
-        match action:
-            case Action.ALLOW:
-                return "counter accept"
-            case Action.DENY:
-                return self.deny
-            case Action.LOG:
-                return self.log
-            case Action.PASS:
-                mark = "" if in_profile else f"meta mark set meta mark or {PASS_MARK:#x} "
-                return f"counter {mark}return"
+    def __init__(
+        self, set_name: SetName, *, deny: str = "Drop", log: str = "", ipv6: bool = True,
+        stage: Stage = Stage.NORMAL, staged: bool = False, in_profile: bool = False,
+    ) -> None:  # fmt: skip
+        self.set_name, self.ipv6, self._staged = set_name, ipv6, staged
+        mark = "" if in_profile else f"meta mark set meta mark or {PASS_MARK:#x} "
+        self._verdicts = {
+            Action.ALLOW: _ALLOW[stage],
+            Action.DENY: deny_statement(deny if stage in {Stage.NORMAL, Stage.FORWARD} else "Drop"),
+            Action.LOG: log or log_statement("calico-packet"),
+            Action.PASS: f"counter {mark}return",
+        }
+
+    def verdict(self, action: Action) -> str:
+        """The statement at a rule's end."""
+        if self._staged:
+            return "counter" if action is Action.LOG else "counter return"
+        return self._verdicts[action]
 
 
-def render_rule(rule: ParsedRule, style: RuleStyle, *, in_profile: bool = False) -> list[Rule]:
+def deny_statement(action: str) -> str:
+    """What denies a packet: ``Drop`` or ``Reject``."""
+    return "counter reject" if action == "Reject" else "counter drop"
+
+
+def log_statement(prefix: str, rate: str = "", burst: int = 5) -> str:
+    """The statement of a Log action.
+
+    Args:
+        prefix: Any text; what nft could trip over is left out, and 127 bytes are kept with the ``: `` at the end.
+        rate: ``10/minute``; empty: no limit.
+        burst: Packets beyond the rate.
+    """
+    clean = "".join(c for c in prefix if c.isascii() and (c.isalnum() or c in " _.:/-"))[:120]
+    limit = f"limit rate {rate} burst {burst} packets " if rate else ""
+    return f'{limit}counter log prefix "{clean}: " level info'
+
+
+def render_rule(rule: ParsedRule, style: RuleStyle) -> list[Rule]:
     """Return the nft rules that do what ``rule`` says, in order; empty when it can match nothing."""
-    verdict = style.verdict(rule.action, in_profile=in_profile)
+    verdict = style.verdict(rule.action)
     comment = rule.comment
     if not _names_addresses(rule):
         families: list[Family | None] = [rule.family]

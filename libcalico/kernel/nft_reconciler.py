@@ -263,6 +263,8 @@ class NftReconciler:
         wanted, seen = self._sets.get(name), self._seen_sets.get(name)
         if wanted is None:
             if seen is not None and self._sweep:
+                if seen.value_type:  # its elements may hold chains that go as well
+                    plan.removed.append(f"flush map {family} {table} {name}")
                 plan.gone.append(nft_state.delete_set(family, table, seen))
                 plan.sets[name] = None
                 outcome.deleted += 1

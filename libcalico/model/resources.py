@@ -395,6 +395,12 @@ class FelixConfigurationSpec(_Base, frozen=True):
     prometheus_metrics_port: int | None = None
     nat_port_range: int | str | None = None
     nat_outgoing_address: str | None = None
+    log_action_rate_limit: str | None = None
+    log_action_rate_limit_burst: int | None = None
+    nat_outgoing_exclusions: str | None = None
+    vxlan_port: int | None = msgspec.field(default=None, name="vxlanPort")
+    allow_vxlan_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowVXLANPacketsFromWorkloads")
+    allow_ipip_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowIPIPPacketsFromWorkloads")
     openstack_region: str | None = None
 
 

@@ -394,3 +394,21 @@ def test_felixctl_shows_what_lies_in_the_datastore(lab: Lab) -> None:
     missing = node.run(["felixctl", "get", "node", "nobody"], check=False)
     assert missing.returncode == 1
     assert "resource does not exist" in missing.stderr
+
+
+def test_a_host_endpoint_found_by_its_address_closes_the_node_but_for_failsafes(lab: Lab) -> None:
+    def tor_pings() -> bool:
+        return lab.node("tor").run(["ping", "-q", "-c", "1", "-W", "0.5", "172.31.2.13"], check=False).returncode == 0
+
+    assert tor_pings()
+    key, status = R + "hostendpoints/node3-uplink", "/calico/felix/v1/host/node3/endpoint/node3-uplink"
+    spec = {"node": "node3", "expectedIPs": ["172.31.2.13"]}
+    try:
+        wait_applied(lab, put(lab, key, {"metadata": {"name": "node3-uplink"}, "spec": spec}))
+        assert not tor_pings()
+        assert pings(lab, "node1", "pod1", "10.65.3.1"), "what passes through is not the host endpoint's"
+        until("status", lambda: '"up"' in etcdctl(lab, "get", "--print-value-only", status))
+    finally:
+        wait_applied(lab, delete(lab, key))
+    assert tor_pings()
+    until("status gone", lambda: not etcdctl(lab, "get", "--print-value-only", status).strip())
