@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from felixpy.calc.graph import CalcGraph
 from felixpy.render.renderer import DataplaneDelta, Renderer
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
+from libcalico.net import Addr
 
 R = "/calico/resources/v3/projectcalico.org/"
+ADDRESSES = "this node's interfaces"
 SELECTORS = ["all()", "app == 'a'", "app == 'b' && has(team)", "!has(app)", "team in {'x', 'y'}", "has(lab)"]
 
 
@@ -99,15 +101,29 @@ rule = st.builds(
     st.sampled_from(["Allow", "Deny", "Pass", "Log"]), entity, st.booleans(), st.sampled_from([False] * 9 + [True]),
 )  # fmt: skip
 policy = st.builds(
-    lambda tier, order, selector, types, ingress, egress: {
+    lambda tier, order, selector, types, ingress, egress, stage: {
         "spec": {
             "tier": tier, "order": order, "selector": selector, "types": types, "ingress": ingress, "egress": egress,
+            **stage,
         }
     },
     st.sampled_from(["default", "guard", "absent"]), st.none() | st.integers(1, 3),
     st.sampled_from([*SELECTORS, "broken =="]), st.sampled_from([None, ["Ingress"], ["Ingress", "Egress"]]),
     st.lists(rule, max_size=2), st.lists(rule, max_size=1),
+    st.sampled_from([{}, {}, {"applyOnForward": True}, {"doNotTrack": True}, {"preDNAT": True}]),
 )  # fmt: skip
+host = st.builds(
+    lambda lab, node, interface, addresses, profiles: {
+        "metadata": {"labels": lab},
+        "spec": {"node": node, "interfaceName": interface, "expectedIPs": addresses, "profiles": profiles},
+    },
+    labels, st.sampled_from(["n1", "n1", "n2"]), st.sampled_from(["", "eth0", "eth1", "*", "cali1", "b/d"]),
+    st.lists(st.sampled_from(["10.9.0.1", "10.9.0.2", "fd09::1"]), max_size=2),
+    st.lists(st.sampled_from(["p1", "gone"]), max_size=1),
+)  # fmt: skip
+interfaces = st.dictionaries(
+    st.sampled_from(["eth0", "eth1", "cali1"]), st.frozensets(st.sampled_from(["10.9.0.1", "10.9.0.2", "fd09::1"]))
+)
 profile = st.builds(
     lambda inherit, ingress: {"spec": {"labelsToApply": inherit, "ingress": ingress, "egress": [{"action": "Allow"}]}},
     st.sampled_from([{}, {"lab": ""}, {"team": "x"}]), st.lists(rule, max_size=1),
@@ -146,6 +162,9 @@ step = st.one_of(
     ],
     *[_keyed(f"{R}globalnetworkpolicies/g{n}", policy) for n in range(3)],
     _keyed(f"{R}networkpolicies/default/np", policy),
+    _keyed(f"{R}stagedglobalnetworkpolicies/sg", policy),
+    *[_keyed(f"{R}hostendpoints/h{n}", host) for n in range(3)],
+    st.tuples(st.just(ADDRESSES), interfaces),
     _keyed(
         f"{R}tiers/guard", st.sampled_from([{"spec": {"order": 1, "defaultAction": "Pass"}}, {"spec": {"order": 9}}])
     ),
@@ -160,6 +179,9 @@ histories = st.lists(st.tuples(step, st.booleans()), max_size=40)
 
 
 def tell(graph: CalcGraph, key: str, value: Any) -> None:
+    if key == ADDRESSES:
+        graph.on_addresses({name: frozenset(map(Addr.parse, held)) for name, held in (value or {}).items()})
+        return
     graph.on_update(key, None if value is None else json.dumps(value).encode())
 
 
@@ -215,7 +237,9 @@ def test_taking_everything_away_leaves_nothing_behind(history: list[tuple[tuple[
     tell(graph, f"{R}profiles/projectcalico-default-allow", None)
     assert graph.routes.empty
     assert graph.ip_sets.empty
+    assert graph.host_endpoints.empty
     assert not graph.endpoints
+    assert not graph.hosts
     assert not len(graph.problems)
     assert not renderer.holds_anything
     graph.resolver.on_profile("projectcalico-default-allow", None)
