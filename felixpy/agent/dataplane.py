@@ -12,8 +12,8 @@ import random
 import time
 from typing import Any, Protocol
 
+from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
-from felixpy.render.renderer import DataplaneDelta
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
 from libcalico.kernel.errors import KernelError

@@ -64,6 +64,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     nat_port_range: tuple[int, int] | None = None
     nat_outgoing_address: str = ""
     nat_outgoing_to_hosts: bool = True
+    floating_ips: bool = False
 
 
 _ACTIONS = {"drop": "Drop", "return": "Return", "accept": "Accept"}
@@ -134,6 +135,7 @@ _ENVIRONMENT = {
     "FELIX_LOGACTIONRATELIMIT": "log_action_rate_limit",
     "FELIX_LOGACTIONRATELIMITBURST": "log_action_rate_limit_burst",
     "FELIX_WORKLOADSOURCESPOOFING": "workload_source_spoofing",
+    "FELIX_FLOATINGIPS": "floating_ips",
     "FELIX_NATPORTRANGE": "nat_port_range",
     "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
     "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
@@ -191,6 +193,10 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             if str(raw).lower() not in {"disabled", "any"}:
                 raise ValueError(f"{raw!r} is neither Disabled nor Any")
             return field, str(raw).lower() == "any"
+        case "floating_ips":
+            if str(raw).lower() not in {"enabled", "disabled"}:
+                raise ValueError(f"{raw!r} is neither Enabled nor Disabled")
+            return field, str(raw).lower() == "enabled"
         case "nat_port_range":
             return field, _as_port_range(raw)
         case "nat_outgoing_address":

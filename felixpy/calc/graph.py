@@ -8,6 +8,7 @@
                           ├─ NetworkSet ────────► IpSets                                   │
                           ├─ policies, Tier, Profile ─► PolicyResolver ────────────────────┘
                           ├─ IPAM block ────────► LocalRoutes
+                          ├─ IPPool, Node ──────► ClusterNets
                           ├─ FelixConfiguration ► config
                           └─ what cannot be used ► problems
 
@@ -23,7 +24,9 @@ from typing import Any
 
 import msgspec
 
+from felixpy.calc.cluster_nets import ClusterNets
 from felixpy.calc.config import FelixConfig, resolve_config
+from felixpy.calc.floating_ips import FloatingIps
 from felixpy.calc.host_endpoints import HostEndpoints
 from felixpy.calc.ip_sets import IpSets
 from felixpy.calc.parse import (
@@ -80,6 +83,8 @@ class CalcGraph:
         self.ip_sets = IpSets()
         self.resolver = PolicyResolver(self.ip_sets)
         self.routes = LocalRoutes()
+        self.cluster_nets = ClusterNets()
+        self.floating_ips = FloatingIps()
         self.host_endpoints = HostEndpoints(self._activate_host)
         self.endpoints: Table[EndpointId, WorkloadEndpointState] = Table("endpoints")
         self.hosts: Table[HostEndpointId, HostEndpointState] = Table("host_endpoints")  # those that govern something
@@ -132,6 +137,7 @@ class CalcGraph:
     def flush(self) -> None:
         """Bring every table up to date; call after a batch of updates."""
         self.resolver.flush()
+        self.cluster_nets.flush()
 
     # --- dispatch ---------------------------------------------------------------------------------------------------
 
@@ -151,6 +157,8 @@ class CalcGraph:
                 self._on_tier(key, decoded)
             elif key.kind in {"NetworkSet", "GlobalNetworkSet"}:
                 self._on_network_set(path, key, decoded)
+            elif key.kind in {"IPPool", "Node"}:
+                self._on_cluster_net(path, key, decoded)
             elif key.kind == "FelixConfiguration":
                 self._on_configuration(path, key, decoded, mod_revision)
             elif key.kind == "ClusterInformation" and key.name == "default":
@@ -270,6 +278,7 @@ class CalcGraph:
     def _activate(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
         self.endpoints.set(endpoint, state)
         self.routes.on_endpoint(endpoint, state)
+        self.floating_ips.on_endpoint(endpoint, state)
         self.resolver.on_endpoint(endpoint, None if state is None else labels, state.profiles if state else ())
 
     def _on_host(
@@ -326,7 +335,17 @@ class CalcGraph:
         self._net_sets[path] = set_id
         self.ip_sets.put_item(set_id, labels, parents, nets)
 
-    # --- blocks and configuration -----------------------------------------------------------------------------------
+    # --- pools, nodes, blocks and configuration ---------------------------------------------------------------------
+
+    def _on_cluster_net(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
+        spec = None if decoded is None else decoded.spec
+        try:
+            if key.kind == "IPPool":
+                self.cluster_nets.on_pool(path, spec)
+            else:
+                self.cluster_nets.on_node(path, spec)
+        except ValueError as why:
+            raise InvalidPolicy(f"spec: {why}") from None
 
     def _on_block(self, path: str, key: BlockKey, block: AllocationBlock | None) -> None:
         own = block is not None and block.owner == self.node and not block.deleted
@@ -359,8 +378,10 @@ class CalcGraph:
                 device_protocol=config.device_route_protocol,
                 ipv4_priority=config.ipv4_normal_route_priority,
                 ipv6_priority=config.ipv6_normal_route_priority,
+                floating_ips=config.floating_ips,
             )
         )
+        self.floating_ips.configure(config.floating_ips)
         return problems
 
 

@@ -25,6 +25,7 @@ from felixpy.calc.types import (
     ParsedRule,
     PolicyId,
     PortRange,
+    QosControls,
     WorkloadEndpointState,
 )
 from libcalico.model.keys import ResourceKey
@@ -32,6 +33,7 @@ from libcalico.model.resources import (
     EntityRule,
     HostEndpointSpec,
     Icmp,
+    IpNat,
     PolicySpec,
     ProfileSpec,
     Resource,
@@ -442,7 +444,60 @@ def parse_workload_endpoint(key: ResourceKey, resource: Resource[WorkloadEndpoin
             NamedPort(p.name, parse_protocol(p.protocol, "spec.ports"), p.port) for p in spec.ports or () if p.name
         ),
         spoofed_prefixes=_parse_nets(spec.allow_spoofed_source_prefixes, "spec.allowSpoofedSourcePrefixes"),
+        nats=_parse_nats(spec.ip_nats, {net.network for net in nets}),
+        qos=parse_qos(spec.qos_controls),
     )
+
+
+def _parse_nats(nats: list[IpNat] | None, own: set[Addr]) -> tuple[tuple[Addr, Addr], ...]:
+    found = []
+    for number, nat in enumerate(nats or ()):
+        place = f"spec.ipNATs[{number}]"
+        external = _try(Addr.parse, nat.external_ip, f"{place}.externalIP")
+        internal = _try(Addr.parse, nat.internal_ip, f"{place}.internalIP")
+        if internal not in own:
+            raise InvalidPolicy(f"{place}.internalIP: {internal} is no address of this endpoint")
+        if external.family is not internal.family:
+            raise InvalidPolicy(f"{place}: an IPv4 and an IPv6 address")
+        found.append((external, internal))
+    return tuple(found)
+
+
+# RFC 4594 (EF, AF, CS), RFC 5865 (VA), RFC 8622 (LE)
+_DSCP = {
+    "DF": 0, "EF": 46, "VA": 44, "LE": 1, **{f"CS{n}": n * 8 for n in range(8)},
+    **{f"AF{klass}{drop}": klass * 8 + drop * 2 for klass in range(1, 5) for drop in range(1, 4)},
+}  # fmt: skip
+
+
+def parse_qos(controls: Mapping[str, Any] | None) -> QosControls:
+    """QoS limits of a workload endpoint; bandwidths are not among them.  Raises InvalidPolicy."""
+
+    def number(name: str, most: int, default: int = 0) -> int:
+        value = (controls or {}).get(name) or default
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise InvalidPolicy(f"spec.qosControls.{name}: {value!r} is no number from 0 to {most}")
+        return value
+
+    return QosControls(
+        ingress_packet_rate=number("ingressPacketRate", 10_000),
+        ingress_packet_burst=number("ingressPacketBurst", 10_000, 5),
+        egress_packet_rate=number("egressPacketRate", 10_000),
+        egress_packet_burst=number("egressPacketBurst", 10_000, 5),
+        ingress_max_connections=number("ingressMaxConnections", 0xFFFFFFFF),
+        egress_max_connections=number("egressMaxConnections", 0xFFFFFFFF),
+        dscp=_parse_dscp((controls or {}).get("dscp")),
+    )
+
+
+def _parse_dscp(value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    text = str(value)
+    found = int(text) if text.isascii() and text.isdigit() else _DSCP.get(text.upper())
+    if found is None or found > 63:
+        raise InvalidPolicy(f"spec.qosControls.dscp: {value!r} is no DSCP value")
+    return found
 
 
 def parse_host_endpoint(key: ResourceKey, resource: Resource[HostEndpointSpec]) -> HostEndpointState:

@@ -17,6 +17,7 @@ class RouteSettings(msgspec.Struct, frozen=True):
     ipv4_priority: int = 1024
     ipv6_priority: int = 1024
     source: Addr | None = None
+    floating_ips: bool = False
 
     @property
     def felix_protocol(self) -> int:
@@ -47,7 +48,13 @@ class LocalRoutes:
             return
         for prefix in (*self._owners, *self._blocks):
             self.routes.discard(self._key(prefix))
+        floating_changed = settings.floating_ips != self._settings.floating_ips
+        held = dict(self._endpoints) if floating_changed else {}
+        for endpoint in held:
+            self.on_endpoint(endpoint, None)
         self._settings = settings
+        for endpoint, state in held.items():
+            self.on_endpoint(endpoint, state)
         for prefix in (*self._owners, *self._blocks):
             self._resolve(prefix)
 
@@ -55,12 +62,12 @@ class LocalRoutes:
         """An active local endpoint; None: gone."""
         old = self._endpoints.pop(endpoint, None)
         touched: dict[Prefix, None] = {}
-        for addr in old.addresses if old else ():
+        for addr in self._addresses(endpoint, old) if old else ():
             self._owners.remove(addr.host_prefix, endpoint)
             touched[addr.host_prefix] = None
         if state is not None:
             self._endpoints[endpoint] = state
-            for addr in state.addresses:
+            for addr in self._addresses(endpoint, state):
                 self._owners.add(addr.host_prefix, endpoint)
                 touched[addr.host_prefix] = None
         for prefix in touched:
@@ -77,6 +84,12 @@ class LocalRoutes:
     @property
     def empty(self) -> bool:
         return not (self._endpoints or len(self._owners) or self._blocks or len(self.routes))
+
+    def _addresses(self, endpoint: EndpointId, state: WorkloadEndpointState) -> tuple[Addr, ...]:
+        """Its own, and the external ones that are NATed to them."""
+        if not (self._settings.floating_ips or endpoint.orchestrator == "openstack"):
+            return state.addresses
+        return tuple(dict.fromkeys((*state.addresses, *(external for external, _ in state.nats))))
 
     def _key(self, prefix: Prefix) -> RouteKey:
         s = self._settings

@@ -216,6 +216,18 @@ class NamedPort(msgspec.Struct, frozen=True, order=True, gc=False):
     port: int
 
 
+class QosControls(msgspec.Struct, frozen=True):
+    """Limits of one workload; 0: none.  Rates in packets per second, bursts in packets; ``dscp`` None: as it is."""
+
+    ingress_packet_rate: int = 0
+    ingress_packet_burst: int = 5
+    egress_packet_rate: int = 0
+    egress_packet_burst: int = 5
+    ingress_max_connections: int = 0
+    egress_max_connections: int = 0
+    dscp: int | None = None
+
+
 class WorkloadEndpointState(msgspec.Struct, frozen=True):
     """A workload endpoint as this node (or, for remote ones, the IP sets) needs it."""
 
@@ -226,6 +238,8 @@ class WorkloadEndpointState(msgspec.Struct, frozen=True):
     profiles: tuple[str, ...] = ()
     ports: tuple[NamedPort, ...] = ()
     spoofed_prefixes: tuple[Prefix, ...] = ()
+    nats: tuple[tuple[Addr, Addr], ...] = ()  # (external, internal)
+    qos: QosControls = QosControls()
 
 
 class HostEndpointState(msgspec.Struct, frozen=True):

@@ -15,13 +15,21 @@ An interface that no endpoint claims finds no element in the dispatch map and is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from felixpy.calc.config import FelixConfig
-from felixpy.calc.types import Direction, EndpointPolicy, ParsedRule, TierPolicies, WorkloadEndpointState
+from felixpy.calc.types import (
+    Direction,
+    EndpointPolicy,
+    ParsedRule,
+    QosControls,
+    TierPolicies,
+    WorkloadEndpointState,
+)
 from felixpy.render import names
-from felixpy.render.rules import CLEAR_MARKS, PASS_MARK, RuleStyle, deny_statement, render_rule
+from felixpy.render.rules import CLEAR_MARKS, PASS_MARK, RuleStyle, deny_statement, render_rule, widest
 from libcalico.dataplane.ruleset import Chain, Hook, NftSet, Rule
+from libcalico.net import IPV4, IPV6, Prefix
 
 _PRIORITY_RAW, _PRIORITY_FILTER = -300, 0
 _ESTABLISHED = Rule("ct state established,related accept", "established")
@@ -54,7 +62,6 @@ def static_chains(config: FelixConfig, *, clear_marks: bool = False) -> list[Cha
         _base("forward-to-wl", "forward", _PRIORITY_FILTER + 1, to_wl),
         _base("input-from-wl", "input", _PRIORITY_FILTER, [*discovery, *from_wl]),
         _base("input-wl-to-host", "input", _PRIORITY_FILTER + 1, to_host),
-        Chain(names.ANTI_SPOOF, tuple(_anti_spoof())),
         _dispatch(names.FROM_WORKLOAD_DISPATCH, "iifname", names.FROM_WORKLOAD),
         _dispatch(names.TO_WORKLOAD_DISPATCH, "oifname", names.TO_WORKLOAD),
         Chain(names.WORKLOAD_TO_HOST, tuple(_workload_to_host(config))),
@@ -73,12 +80,20 @@ def _dispatch(name: str, key: str, verdict_map: str) -> Chain:
     return Chain(name, (Rule(f"{key} vmap @{verdict_map}"), Rule("counter drop", "unknown workload interface")))
 
 
-def _anti_spoof() -> list[Rule]:
-    return [
+def anti_spoof_chain(exempt: Mapping[str, Sequence[Prefix]]) -> Chain:
+    """A workload sends from its own addresses only; ``exempt``: from which others, by interface."""
+    rules = [
         # duplicate address detection speaks from the unspecified address (RFC 4862 section 5.4.2)
         Rule("ip6 saddr :: icmpv6 type 135 return", "duplicate address detection"),
-        Rule("fib saddr . iif oif missing counter drop", "source is not this workload's"),
     ]
+    for interface, prefixes in sorted(exempt.items()):
+        for family, word in ((IPV4, "ip"), (IPV6, "ip6")):
+            nets = [str(net) for net in widest(net for net in prefixes if net.family is family)]
+            if nets:
+                match = f'iifname "{interface}" {word} saddr {{ {", ".join(nets)} }}'
+                rules.append(Rule(f"{match} return", "allowSpoofedSourcePrefixes"))
+    rules.append(Rule("fib saddr . iif oif missing counter drop", "source is not this workload's"))
+    return Chain(names.ANTI_SPOOF, tuple(rules))
 
 
 def _workload_to_host(config: FelixConfig) -> list[Rule]:
@@ -118,7 +133,8 @@ def endpoint_chains(
     deny = deny_statement(config.deny_action)
     directions: tuple[Direction, Direction] = ("egress", "ingress")
     for direction in directions:
-        rules = conntrack_rules(config)
+        rules = [*_packet_rate(endpoint.qos, direction), *conntrack_rules(config)]
+        rules += _connection_limit(endpoint.qos, direction)
         if direction == "egress" and not config.allow_vxlan_from_workloads:
             rules.append(Rule(f"udp dport {config.vxlan_port} {deny}", "VXLAN from a workload"))
         if direction == "egress" and not config.allow_ipip_from_workloads:
@@ -128,6 +144,23 @@ def endpoint_chains(
         rules.append(Rule(deny, f"{endpoint.id} no profile allows"))
         chains.append(Chain(names.endpoint_chain(endpoint.interface, direction), tuple(rules)))
     return chains
+
+
+def _packet_rate(qos: QosControls, direction: Direction) -> list[Rule]:
+    """The limit holds for established flows, too, and so stands first."""
+    is_in = direction == "ingress"
+    rate = qos.ingress_packet_rate if is_in else qos.egress_packet_rate
+    burst = qos.ingress_packet_burst if is_in else qos.egress_packet_burst
+    text = f"limit rate over {rate}/second burst {burst} packets counter drop"
+    return [Rule(text, f"{direction} packet rate")] if rate else []
+
+
+def _connection_limit(qos: QosControls, direction: Direction) -> list[Rule]:
+    most = qos.ingress_max_connections if direction == "ingress" else qos.egress_max_connections
+    if not most:
+        return []
+    text = f"meta l4proto tcp ct count over {most} counter reject with tcp reset"
+    return [Rule(text, f"{direction} connections")]
 
 
 def tier_chain(

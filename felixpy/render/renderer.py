@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-
-import msgspec
 
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import DEFAULT_ALLOW_PROFILE, CalcGraph
@@ -16,7 +12,6 @@ from felixpy.calc.types import (
     Action,
     Direction,
     EndpointId,
-    EndpointPolicy,
     HostEndpointId,
     IpSetSpec,
     LocalId,
@@ -24,49 +19,22 @@ from felixpy.calc.types import (
     ParsedProfile,
     PolicyId,
     Stage,
-    TierPolicies,
     WorkloadEndpointState,
 )
-from felixpy.render import chains, host_chains, names
+from felixpy.render import chains, names
+from felixpy.render.delta import DataplaneDelta, ElementChange, Section
+from felixpy.render.hosts import HostRenderer
+from felixpy.render.nat_chains import render_nat
 from felixpy.render.rules import RuleStyle, log_statement
-from libcalico.dataplane.routes import Neighbour, Route, RouteKey
-from libcalico.dataplane.ruleset import Chain, Element, NftSet
+from felixpy.render.tiers import TierChains, TierKey
+from libcalico.dataplane.routes import Neighbour
+from libcalico.dataplane.ruleset import Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
 from libcalico.net import IPV4, IPV6, Family, Prefix
-from libcalico.reconcile import Index
+from libcalico.reconcile import Index, put_or_drop
 
 _DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
 _ADDRESS_TYPE = {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
-
-
-@dataclass
-class ElementChange:
-    """Changes of a set's elements; ``replace``: ``add`` is all there shall be."""
-
-    add: dict[Element, None] = field(default_factory=dict)
-    remove: dict[Element, None] = field(default_factory=dict)
-    replace: bool = False
-
-
-@dataclass
-class DataplaneDelta:
-    """What changed in the desired state; None: the object shall not be there."""
-
-    chains: dict[str, Chain | None] = field(default_factory=dict)
-    sets: dict[str, NftSet | None] = field(default_factory=dict)
-    elements: dict[str, ElementChange] = field(default_factory=dict)
-    routes: dict[RouteKey, Route | None] = field(default_factory=dict)
-    neighbours: dict[Neighbour, bool] = field(default_factory=dict)
-    sysctls: dict[Sysctl, str | None] = field(default_factory=dict)
-
-    def change(self, set_name: str) -> ElementChange:
-        """The changes of one set, to be added to."""
-        return self.elements.setdefault(set_name, ElementChange())
-
-
-class _TierKey(msgspec.Struct, frozen=True):
-    tier: TierPolicies
-    direction: Direction
 
 
 class Renderer:
@@ -84,14 +52,14 @@ class Renderer:
         self._set_users: Index[str, PolicyId | str] = Index()
         self._sets_of: dict[PolicyId | str, tuple[str, ...]] = {}
         self._rendered: dict[EndpointId, WorkloadEndpointState] = {}
-        self._tier_users: Index[_TierKey, LocalId] = Index()
-        self._tiers_of: dict[LocalId, tuple[_TierKey, ...]] = {}
-        self._tier_chain_of: dict[_TierKey, str] = {}
-        self._passing: dict[PolicyId, frozenset[Direction]] = {}
+        self._tiers = TierChains(lambda: (self._config or FelixConfig()).deny_action)
         self._profiles: dict[str, ParsedProfile] = {}
-        self._statics: tuple[dict[str, Chain], dict[str, NftSet]] = ({}, {})
-        self._hosts: dict[str, dict[str, Chain]] = {}  # interface -> chains of its host endpoint
-        self._host_elements: dict[str, dict[str, Element]] = {}  # interface -> map -> element
+        self._hosts = HostRenderer(graph, self._tiers, self._profiles.__contains__)
+        self._anti_spoof = Section()
+        self._nat = Section()
+        self._nat_dirty = False
+        self._dscp: dict[str, int] = {}
+        self._spoofing: dict[str, tuple[Prefix, ...]] = {}
         self._sysctls: dict[EndpointId | None, dict[Sysctl, str]] = {}
 
     def render(self) -> DataplaneDelta:
@@ -117,12 +85,16 @@ class Renderer:
         touched |= set(graph.endpoints.take_changes()) | set(graph.resolver.endpoint_policy.take_changes())
         moved = graph.host_endpoints.interfaces.take_changes()
         changed_hosts = {e for e in touched if isinstance(e, HostEndpointId)} | set(graph.hosts.take_changes())
-        if everything or moved or changed_hosts:
-            self._render_hosts(config, delta)
         if everything:
             touched |= set(graph.endpoints)
         for endpoint in sorted(e for e in touched if isinstance(e, EndpointId)):
             self._render_endpoint(endpoint, config, delta)
+        if everything or moved or changed_hosts:
+            self._hosts.render(config, delta)
+        self._render_nat(config, delta, everything=everything)
+        self._anti_spoof.put(
+            delta, [chains.anti_spoof_chain(self._spoofing if config.workload_source_spoofing else {})]
+        )
         if everything:
             self._own_sysctls(None, _host_sysctls(config), delta)
         delta.routes.update(graph.routes.routes.take_changes())
@@ -132,8 +104,8 @@ class Renderer:
     def holds_anything(self) -> bool:
         """True while anything that was rendered depends on the datastore."""
         return bool(
-            self._wide or self._specs or self._sets_of or self._rendered or self._tiers_of or self._passing
-            or self._hosts or self._tier_chain_of or len(self._set_users) or len(self._tier_users)
+            self._wide or self._specs or self._sets_of or self._rendered or not self._tiers.empty
+            or not self._hosts.empty or not self._nat.empty or len(self._set_users) or self._dscp or self._spoofing
             or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
         )  # fmt: skip
 
@@ -169,8 +141,8 @@ class Renderer:
             if change.fresh:
                 delta.sets[name] = NftSet(name, f"{_ADDRESS_TYPE[family]} . inet_proto . inet_service")
                 delta.change(name).replace = True
-            _add_elements(delta, name, (_port_element(m) for m in change.ports[0] if m[0].family is family))
-            _remove_elements(delta, name, (_port_element(m) for m in change.ports[1] if m[0].family is family))
+            delta.add_elements(name, (_port_element(m) for m in change.ports[0] if m[0].family is family))
+            delta.remove_elements(name, (_port_element(m) for m in change.ports[1] if m[0].family is family))
 
     def _render_net_set(self, spec: IpSetSpec, change: SetChange, delta: DataplaneDelta) -> bool:
         """Render one address set; True if it changed between hosts-only and with-prefixes, and so its name."""
@@ -193,8 +165,8 @@ class Renderer:
                 elements = (_net_element(m) for m in members if isinstance(m, Prefix) and m.family is family)
                 delta.elements[name] = ElementChange(dict.fromkeys(elements), replace=True)
                 continue
-            _add_elements(delta, name, (_net_element(n) for n in change.nets[0] if n.family is family))
-            _remove_elements(delta, name, (_net_element(n) for n in change.nets[1] if n.family is family))
+            delta.add_elements(name, (_net_element(n) for n in change.nets[0] if n.family is family))
+            delta.remove_elements(name, (_net_element(n) for n in change.nets[1] if n.family is family))
         if old_wide != change.wide:
             self._wide[spec.id] = change.wide
         return flipped
@@ -222,15 +194,7 @@ class Renderer:
         """Render the chains of policies; return the endpoints whose tier chains must be made anew for a Pass."""
         touched: set[LocalId] = set()
         for policy_id, policy in policies.items():
-            passing = _passing_directions(policy)
-            if passing != self._passing.get(policy_id, frozenset()):
-                for key in self._tier_users:
-                    if policy_id in key.tier.policies:
-                        touched.update(self._tier_users.of(key))
-            if passing:
-                self._passing[policy_id] = passing
-            else:
-                self._passing.pop(policy_id, None)
+            touched |= self._tiers.set_passing(policy_id, _passing_directions(policy))
             self._track_sets(policy_id, policy)
             for direction in _DIRECTIONS:
                 name = names.policy_chain(policy_id, direction)
@@ -278,99 +242,6 @@ class Renderer:
 
     # --- endpoints --------------------------------------------------------------------------------------------------
 
-    def _render_hosts(self, config: FelixConfig, delta: DataplaneDelta) -> None:
-        """Render everything that hangs on host endpoints, and the static part, which depends on what they need.
-
-        A node has few of them, so all are rendered again and only what differs goes on.
-        """
-        graph = self._graph
-        stages: set[Stage] = set()
-        default: set[Stage] = set()
-        seen: set[str] = set()
-        used: set[HostEndpointId] = set()
-        hosts = sorted(graph.host_endpoints.interfaces.items())
-        tier_keys: dict[HostEndpointId, dict[_TierKey, None]] = {}
-        for _, endpoint in hosts:
-            policy = graph.resolver.endpoint_policy.get(endpoint)
-            if policy is not None:
-                keys = (_TierKey(t, d) for st in Stage for d in _DIRECTIONS for t in policy.tiers(d, st))
-                tier_keys.setdefault(endpoint, {}).update(dict.fromkeys(keys))
-        for endpoint, keys_of in tier_keys.items():
-            self._use_tiers(endpoint, tuple(keys_of), delta)
-        for interface, endpoint in hosts:
-            policy = graph.resolver.endpoint_policy.get(endpoint)
-            if policy is None:
-                continue
-            seen.add(interface)
-            used.add(endpoint)
-            at = host_chains.stages_of(interface, policy)
-            stages.update(at)
-            default.update(at if interface == "*" else ())
-            self._render_host(interface, endpoint, policy, config, delta)
-        for interface in self._hosts.keys() - seen:
-            self._withdraw_host(interface, {}, {}, delta)
-        for held in [e for e in self._tiers_of if isinstance(e, HostEndpointId) and e not in used]:
-            self._use_tiers(held, (), delta)
-        self._render_static(config, frozenset(stages), frozenset(default), delta)
-
-    def _render_host(
-        self, interface: str, endpoint: HostEndpointId, policy: EndpointPolicy, config: FelixConfig,
-        delta: DataplaneDelta,
-    ) -> None:  # fmt: skip
-        keys = {_TierKey(t, d) for st in Stage for d in _DIRECTIONS for t in policy.tiers(d, st)}
-        state = self._graph.hosts.get(endpoint)
-        profiles = [name for name in (state.profiles if state else ()) if name in self._profiles]
-        made = host_chains.host_endpoint_chains(
-            interface, endpoint, policy, profiles, config, {(k.tier, k.direction): self._tier_name(k) for k in keys}
-        )
-        chain_of = {chain.name: chain for _, _, chain in made}
-        elements: dict[str, Element] = {}
-        if interface != "*":
-            for stage, direction, chain in made:
-                elements[host_chains.MAPS[stage][direction]] = Element(interface, f"goto {chain.name}")
-        self._withdraw_host(interface, chain_of, elements, delta)
-
-    def _withdraw_host(
-        self, interface: str, chain_of: dict[str, Chain], elements: dict[str, Element], delta: DataplaneDelta
-    ) -> None:
-        """Put these chains and elements in the place of those that the interface had."""
-        old, old_elements = self._hosts.pop(interface, {}), self._host_elements.pop(interface, {})
-        for name in old.keys() - chain_of.keys():
-            delta.chains[name] = None
-        for map_name, element in old_elements.items():
-            if elements.get(map_name) != element:
-                _remove_elements(delta, map_name, [element])
-        for name, chain in chain_of.items():
-            if old.get(name) != chain:
-                delta.chains[name] = chain
-        for map_name, element in elements.items():
-            if old_elements.get(map_name) != element:
-                _add_elements(delta, map_name, [element])
-        if chain_of:
-            self._hosts[interface], self._host_elements[interface] = chain_of, elements
-
-    def _render_static(
-        self, config: FelixConfig, stages: frozenset[Stage], default: frozenset[Stage], delta: DataplaneDelta
-    ) -> None:
-        made = [*chains.static_chains(config, clear_marks=bool(stages))]
-        made += host_chains.static_chains(config, stages, default)
-        chain_of = {chain.name: chain for chain in made}
-        set_of = {s.name: s for s in (*chains.static_sets(), *host_chains.static_sets(sorted(stages, key=str)))}
-        old_chains, old_sets = self._statics
-        for name in old_chains.keys() - chain_of.keys():
-            delta.chains[name] = None
-        for name in old_sets.keys() - set_of.keys():
-            delta.sets[name] = None
-            delta.elements.pop(name, None)
-        for name, chain in chain_of.items():
-            if old_chains.get(name) != chain:
-                delta.chains[name] = chain
-        for name, nft_set in set_of.items():
-            if old_sets.get(name) != nft_set:
-                delta.sets[name] = nft_set
-                delta.change(name)
-        self._statics = chain_of, set_of
-
     def _render_endpoint(self, endpoint_id: EndpointId, config: FelixConfig, delta: DataplaneDelta) -> None:
         old = self._rendered.pop(endpoint_id, None)
         state = self._graph.endpoints.get(endpoint_id)
@@ -378,20 +249,40 @@ class Renderer:
         if old is not None and (state is None or state.interface != old.interface):
             self._withdraw_interface(old, delta)
         if state is None or policy is None:
-            self._use_tiers(endpoint_id, (), delta)
+            self._tiers.use(endpoint_id, (), delta)
             self._set_host_side(endpoint_id, old, None, config, delta)
             return
-        keys = tuple(_TierKey(tier, d) for d in _DIRECTIONS for tier in policy.tiers(d))
-        self._use_tiers(endpoint_id, keys, delta)
-        tier_names = {(key.tier, key.direction): self._tier_name(key) for key in keys}
+        keys = [TierKey(tier, d) for d in _DIRECTIONS for tier in policy.tiers(d)]
+        self._tiers.use(endpoint_id, keys, delta)
+        tier_names = {(key.tier, key.direction): self._tiers.name(key) for key in keys}
         profiles = [name for name in state.profiles if name in self._profiles]
         for chain in chains.endpoint_chains(state, policy, profiles, config, tier_names):
             delta.chains[chain.name] = chain
         for map_name, direction in _MAPS:
             target = f"goto {names.endpoint_chain(state.interface, direction)}"
-            _add_elements(delta, map_name, [Element(state.interface, target)])
+            delta.add_elements(map_name, [Element(state.interface, target)])
         self._set_host_side(endpoint_id, old, state, config, delta)
+        self._note_extras(state.interface, state)
         self._rendered[endpoint_id] = state
+
+    def _render_nat(self, config: FelixConfig, delta: DataplaneDelta, *, everything: bool) -> None:
+        graph = self._graph
+        nets = graph.cluster_nets.nets.take_changes()
+        floating = graph.floating_ips.targets.take_changes()
+        if not (everything or nets or floating or self._nat_dirty):
+            return
+        self._nat_dirty = False
+        render_nat(
+            self._nat, dict(graph.cluster_nets.nets.items()), dict(graph.floating_ips.targets.items()), self._dscp,
+            config, delta,
+        )  # fmt: skip
+
+    def _note_extras(self, interface: str, state: WorkloadEndpointState | None) -> None:
+        """What of an endpoint stands in chains that all share."""
+        dscp = None if state is None else state.qos.dscp
+        self._nat_dirty = self._nat_dirty or self._dscp.get(interface) != dscp
+        put_or_drop(self._dscp, interface, dscp)
+        put_or_drop(self._spoofing, interface, (state.spoofed_prefixes or None) if state else None)
 
     def _set_host_side(
         self, endpoint_id: EndpointId, old: WorkloadEndpointState | None, new: WorkloadEndpointState | None,
@@ -416,38 +307,11 @@ class Renderer:
     def _withdraw_interface(self, old: WorkloadEndpointState, delta: DataplaneDelta) -> None:
         if any(s.interface == old.interface for s in self._rendered.values()):
             return
+        self._note_extras(old.interface, None)
         for map_name, direction in _MAPS:
             chain = names.endpoint_chain(old.interface, direction)
             delta.chains[chain] = None
-            _remove_elements(delta, map_name, [Element(old.interface, f"goto {chain}")])
-
-    @property
-    def _deny_action(self) -> str:
-        return self._config.deny_action if self._config else "Drop"
-
-    def _tier_name(self, key: _TierKey) -> str:
-        passing = [p for p in key.tier.policies if key.direction in self._passing.get(p, ())]
-        content = "\0".join(
-            (key.tier.tier, str(key.tier.default_pass), *map(str, key.tier.policies), "", *map(str, passing))
-        )
-        return names.tier_chain(key.tier.tier, key.direction, content)
-
-    def _use_tiers(self, endpoint: LocalId, keys: tuple[_TierKey, ...], delta: DataplaneDelta) -> None:
-        """Count who uses which tier chain; the last user takes it along."""
-        for key in keys:
-            self._tier_users.add(key, endpoint)
-            name = self._tier_name(key)
-            passing = frozenset(p for p in key.tier.policies if key.direction in self._passing.get(p, ()))
-            delta.chains[name] = chains.tier_chain(name, key.tier, key.direction, passing, self._deny_action)
-            self._tier_chain_of.setdefault(key, name)
-            if self._tier_chain_of[key] != name:  # a policy began or ceased to pass: the chain got another name
-                delta.chains.setdefault(self._tier_chain_of[key], None)
-                self._tier_chain_of[key] = name
-        for key in self._tiers_of.pop(endpoint, ()):
-            if key not in keys and self._tier_users.remove(key, endpoint):
-                delta.chains[self._tier_chain_of.pop(key)] = None
-        if keys:
-            self._tiers_of[endpoint] = keys
+            delta.remove_elements(map_name, [Element(old.interface, f"goto {chain}")])
 
 
 _MAPS: tuple[tuple[str, Direction], ...] = ((names.FROM_WORKLOAD, "egress"), (names.TO_WORKLOAD, "ingress"))
@@ -473,20 +337,6 @@ def _log_prefix(template: str, owner: ParsedPolicy | ParsedProfile) -> str:
         kind, name, full, tier = "pro", owner.name, owner.name, ""
     values = {"%t": tier, "%k": kind, "%n": name, "%p": full}
     return re.sub("%[tknp]", lambda m: values[m[0]], template)
-
-
-def _add_elements(delta: DataplaneDelta, name: str, elements: Iterable[Element]) -> None:
-    for element in elements:
-        change = delta.change(name)
-        change.remove.pop(element, None)
-        change.add[element] = None
-
-
-def _remove_elements(delta: DataplaneDelta, name: str, elements: Iterable[Element]) -> None:
-    for element in elements:
-        change = delta.change(name)
-        change.add.pop(element, None)
-        change.remove[element] = None
 
 
 def _net_element(net: Prefix) -> Element:

@@ -132,12 +132,12 @@ def _addresses(match: Match, side: Side, family: Family, style: RuleStyle) -> li
     word = f"{'ip' if family is IPV4 else 'ip6'} {side}"
     found: list[str] = []
     if match.nets is not None:
-        nets = _widest(net for net in match.nets if net.family is family)
+        nets = widest(net for net in match.nets if net.family is family)
         if not nets:
             return None
         if not any(net.length == 0 for net in nets):
             found.append(f"{word} {_braces(map(_net, nets))}")
-    not_nets = _widest(net for net in match.not_nets if net.family is family)
+    not_nets = widest(net for net in match.not_nets if net.family is family)
     if any(net.length == 0 for net in not_nets):
         return None
     if not_nets:
@@ -206,7 +206,7 @@ def _braces(items: Iterable[str]) -> str:
     return texts[0] if len(texts) == 1 else "{ " + ", ".join(texts) + " }"
 
 
-def _widest(nets: Iterable[Prefix]) -> list[Prefix]:
+def widest(nets: Iterable[Prefix]) -> list[Prefix]:
     """The prefixes that lie in no other one: nft refuses overlapping elements."""
     kept: list[Prefix] = []
     for net in sorted(nets, key=lambda n: (n.length, n.value)):

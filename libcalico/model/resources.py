@@ -398,6 +398,7 @@ class FelixConfigurationSpec(_Base, frozen=True):
     log_action_rate_limit: str | None = None
     log_action_rate_limit_burst: int | None = None
     nat_outgoing_exclusions: str | None = None
+    floating_ips: str | None = msgspec.field(default=None, name="floatingIPs")
     vxlan_port: int | None = msgspec.field(default=None, name="vxlanPort")
     allow_vxlan_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowVXLANPacketsFromWorkloads")
     allow_ipip_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowIPIPPacketsFromWorkloads")

@@ -1,0 +1,174 @@
+"""A node with a client, a server and a pod around it, and the whole way from datastore values to its kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from felixpy.calc.graph import CalcGraph
+from felixpy.render.renderer import Renderer
+from libcalico.kernel.nft import LibNft
+from libcalico.kernel.nft_reconciler import NftReconciler
+from libcalico.net import Addr
+from libcalico.testing.netns import Namespace, link
+
+R = "/calico/resources/v3/projectcalico.org/"
+OPEN = {"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]}
+HOST, HOST_INSIDE, CLIENT, SERVER, POD = "192.0.2.1", "198.51.100.1", "192.0.2.10", "198.51.100.10", "10.65.0.1"
+PORTS = (22, 7000, 8080, 9090)
+
+# Answers on TCP ports with one byte, and sends UDP back to where it came from.
+ECHO = """
+import selectors, socket, sys
+sel = selectors.DefaultSelector()
+for port in map(int, sys.argv[1:]):
+    tcp = socket.socket(); tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind(("", port)); tcp.listen(16); sel.register(tcp, selectors.EVENT_READ, "tcp")
+    udp = socket.socket(type=socket.SOCK_DGRAM); udp.bind(("", port)); sel.register(udp, selectors.EVENT_READ, "udp")
+print("ready", flush=True)
+while True:
+    for key, _ in sel.select():
+        if key.data == "tcp":
+            conn, _ = key.fileobj.accept(); conn.sendall(b"."); conn.close()
+        else:
+            data, peer = key.fileobj.recvfrom(100)
+            try: key.fileobj.sendto(data, peer)
+            except OSError: pass
+"""
+
+
+class Net:
+    """client - node - server, and a pod on the node; whether a port answers from somewhere."""
+
+    def __init__(self) -> None:
+        self.node, self.client, self.server, self.pod = (Namespace(n) for n in ("node", "client", "server", "pod"))
+        self.all = (self.node, self.client, self.server, self.pod)
+        link(self.node, "eth0", self.client, "up0")
+        link(self.node, "eth1", self.server, "up0")
+        link(self.node, "cali1", self.pod, "eth0")
+        self.node.run("ip", "address", "add", f"{HOST}/24", "dev", "eth0")
+        self.node.run("ip", "address", "add", f"{HOST_INSIDE}/24", "dev", "eth1")
+        self.node.run("ip", "route", "add", f"{POD}/32", "dev", "cali1")
+        self.node.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.cali1.proxy_arp=1",
+                      "net.ipv4.neigh.cali1.proxy_delay=0", "net.ipv4.icmp_ratelimit=0")  # fmt: skip
+        for there, address, gateway in ((self.client, CLIENT, HOST), (self.server, SERVER, HOST_INSIDE)):
+            there.run("ip", "address", "add", f"{address}/24", "dev", "up0")
+            there.run("ip", "route", "add", "default", "via", gateway)
+        self.pod.run("ip", "address", "add", f"{POD}/32", "dev", "eth0")
+        self.pod.run("ip", "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link")
+        self.pod.run("ip", "route", "add", "default", "via", "169.254.1.1")
+        # proxy ARP answers for what is routed elsewhere
+        self.node.run("ip", "route", "add", "default", "via", CLIENT)
+        self.echoes = []
+        for ns in self.all:
+            echo = ns.popen(sys.executable, "-c", ECHO, *map(str, PORTS), stdout=subprocess.PIPE)
+            assert echo.stdout is not None
+            assert echo.stdout.readline() == "ready\n"
+            self.echoes.append(echo)
+
+    def close(self) -> None:
+        for echo in self.echoes:
+            echo.kill()
+            echo.wait()
+            assert echo.stdout is not None
+            echo.stdout.close()
+        for ns in self.all:
+            ns.close()
+
+    def tcp(self, ns: Namespace, address: str, port: int) -> bool:
+        def connect() -> bool:
+            try:
+                with socket.create_connection((address, port), 0.4) as sock:
+                    return sock.recv(1) == b"."
+            except OSError:
+                return False
+
+        return ns.call(connect)
+
+    def udp(self, ns: Namespace, address: str, port: int) -> bool:
+        def ask() -> bool:
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                sock.settimeout(0.4)
+                try:
+                    sock.sendto(b"?", (address, port))
+                    return sock.recv(1) == b"?"
+                except OSError:
+                    return False
+
+        return ns.call(ask)
+
+    def answering(self, ns: Namespace, address: str) -> set[int]:
+        async def answers(port: int) -> bool:
+            try:
+                async with asyncio.timeout(0.4):
+                    reader, writer = await asyncio.open_connection(address, port)
+                    answer = await reader.read(1)
+                    writer.close()
+                    return answer == b"."
+            except OSError:
+                return False
+
+        async def ask() -> set[int]:
+            found = await asyncio.gather(*map(answers, PORTS))
+            return {port for port, ok in zip(PORTS, found, strict=True) if ok}
+
+        return ns.inside(ask)
+
+
+class Node:
+    """A graph with a renderer and the kernel of the node, kept in step."""
+
+    def __init__(self, net: Net) -> None:
+        self.net, self.graph = net, CalcGraph("n1")
+        self.put("tiers/default", {"order": 1000000})
+        self.put("profiles/open", OPEN)
+        addresses = {"eth0": frozenset({Addr.parse(HOST)}), "eth1": frozenset({Addr.parse(HOST_INSIDE)})}
+        self.graph.on_addresses(addresses)
+        self.put("workloadendpoints/default/n1-cni-c1-eth0", {
+            "orchestrator": "cni", "node": "n1", "containerID": "c1", "endpoint": "eth0", "profiles": ["open"],
+            "ipNetworks": [f"{POD}/32"], "interfaceName": "cali1",
+        })  # fmt: skip
+        self._renderer = Renderer(self.graph)
+        self._ops = net.node.call(LibNft)
+        self._nft = NftReconciler(self._ops)
+        self._nft.start_sweep()
+
+    def put(self, path: str, spec: dict[str, Any] | None, labels: dict[str, str] | None = None) -> None:
+        value = None if spec is None else json.dumps({"metadata": {"labels": labels or {}}, "spec": spec}).encode()
+        self.graph.on_update(R + path, value, 1)
+
+    def host(self, name: str = "h", **spec: Any) -> None:
+        self.put(f"hostendpoints/{name}", {"node": "n1", **spec}, {"role": "host"})
+
+    def policy(self, name: str, **spec: Any) -> None:
+        self.put(f"globalnetworkpolicies/{name}", {"selector": "role == 'host'", **spec})
+
+    def program(self) -> None:
+        assert self.graph.problems.items() == []
+        self.graph.flush()
+        delta = self._renderer.render()
+        for name, item in delta.sets.items():
+            self._nft.want_set(name, item)
+        for name, chain in delta.chains.items():
+            self._nft.want_chain(name, chain)
+        for name, change in delta.elements.items():
+            if delta.sets.get(name, name) is not None:
+                self._nft.want_elements(name, change.add, change.remove, replace=change.replace)
+
+        async def apply() -> None:
+            outcome = await self._nft.reconcile(0)
+            assert outcome.failed == {}
+            self._nft.audit_due = True
+            again = await self._nft.reconcile(0)
+            assert (again.changed, again.drifted) == (0, [])
+
+        self.net.node.inside(apply)
+
+    def close(self) -> None:
+        self._ops.close()
+        self.net.node.run("nft", "flush", "ruleset")
+        self.net.node.run("conntrack", "-F", check=False)
