@@ -16,6 +16,7 @@ from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
+from libcalico.kernel.conntrack import FlowCutter, open_conntrack_socket
 from libcalico.kernel.errors import KernelError
 from libcalico.kernel.links import LinkTable, dump_addresses
 from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, LinkEvent, Overflow, RouteEvent, who
@@ -77,7 +78,10 @@ class Dataplane:
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._is_workload_interface)
         self.sysctls = SysctlReconciler()
-        self._phases: tuple[Reconciler, ...] = (self.sysctls, self.neighbours, self.nft, self.routes)
+        self._flows_sock = open_conntrack_socket()
+        self.flows = FlowCutter(self._flows_sock)
+        # Flows of a gone owner are cut when policy has closed its interface, and before a new owner has a route.
+        self._phases: tuple[Reconciler, ...] = (self.sysctls, self.neighbours, self.nft, self.flows, self.routes)
         self._wake = asyncio.Event()
         self._addresses_moved = asyncio.Event()
         self._passed = asyncio.Condition()
@@ -97,6 +101,7 @@ class Dataplane:
             if delta.sets.get(name, _STAYS) is not None:
                 self.nft.want_elements(name, change.add, change.remove, replace=change.replace)
         for key, route in delta.routes.items():
+            self._cut_flows(self.routes.fib.wanted(key), route)
             self.routes.want(key, route)
         for neighbour, present in delta.neighbours.items():
             self.neighbours.want(neighbour, present)
@@ -105,8 +110,15 @@ class Dataplane:
         self._wanted_revision = revision
         self._wake.set()
 
+    def _cut_flows(self, old: Route | None, new: Route | None) -> None:
+        """An address that leads elsewhere from now on, or nowhere, leaves its old flows behind."""
+        if old is not None and self._is_workload_route(old) and (new is None or new.next_hops != old.next_hops):
+            self.flows.cut(old.key.prefix.network)
+
     def start_sweep(self) -> None:
         """The first complete desired state is in: what a former run left and nobody wants may go."""
+        for key, left in self.routes.fib.all_seen.items():
+            self._cut_flows(left, self.routes.fib.wanted(key))
         for phase in self._phases:
             phase.start_sweep()
         self._in_sync = True
@@ -143,6 +155,7 @@ class Dataplane:
         """Read the kernel before anything is wanted, so that it is known whether a former run left its policy."""
         await self.links.refresh(self._sock)
         await self.nft.reconcile(self._clock.monotonic())
+        await self.routes.reconcile(self._clock.monotonic())
 
     async def run(self) -> None:
         """Work for ever."""
@@ -155,6 +168,7 @@ class Dataplane:
             self._sock.close()
             self._routes_sock.close()
             self._addresses_sock.close()
+            self._flows_sock.close()
 
     async def _sleep(self) -> None:
         now = self._clock.monotonic()
@@ -264,6 +278,10 @@ class Dataplane:
 
     def _is_workload_interface(self, name: str) -> bool:
         return name.startswith(self.prefixes)
+
+    def _is_workload_route(self, route: Route) -> bool:
+        hops = route.next_hops
+        return route.key.prefix.is_host and bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
 
     def _route_is_ours(self, route: Route) -> bool:
         """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""

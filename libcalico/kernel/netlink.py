@@ -69,15 +69,17 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-def open_socket(groups: Sequence[int] = ()) -> socket.socket:
+def open_socket(groups: Sequence[int] = (), protocol: int = 0) -> socket.socket:
     """Open a netlink socket, with extended errors and strict dumps, joined to multicast groups.
+
+    ``protocol`` is a NETLINK_* of linux/netlink.h; 0 is NETLINK_ROUTE.
 
     It belongs to the network namespace of the calling thread and stays there.
 
     Raises:
         OSError: No socket could be had.
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     try:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)

@@ -18,8 +18,10 @@ from libcalico.testing.netns import Namespace
 UNITS = Path(__file__).parents[3] / "systemd"
 
 
-def run_with(work: Callable[[Dataplane], Awaitable[None]], most_pause_s: float = 0.05) -> None:
-    """Run ``work`` beside the loop of a dataplane in a namespace of its own."""
+def run_with(
+    work: Callable[[Dataplane], Awaitable[None]], most_pause_s: float = 0.05, ns: Namespace | None = None
+) -> None:
+    """Run ``work`` beside the loop of a dataplane in a namespace of its own, or in one that is there."""
 
     async def main() -> None:
         dataplane = Dataplane(SystemClock(), ("cali",), audit_interval_s=3600.0, most_pause_s=most_pause_s)
@@ -32,8 +34,8 @@ def run_with(work: Callable[[Dataplane], Awaitable[None]], most_pause_s: float =
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
 
-    with Namespace("dataplane") as ns:
-        ns.inside(main)
+    with ns or Namespace("dataplane") as place:
+        place.inside(main)
 
 
 def test_an_idle_loop_comes_round_between_audits() -> None:
@@ -79,3 +81,38 @@ def test_what_waits_for_its_device_does_not_hold_the_revision_back() -> None:
         assert key in dataplane.routes.problems
 
     run_with(work)
+
+
+def test_the_flows_of_an_address_end_with_its_endpoint_also_if_that_went_while_nobody_looked() -> None:
+    ns = Namespace("flows")
+    for name in ("cali0", "cali1"):
+        ns.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        ns.run("ip", "link", "set", name, "up")
+    ns.run("ip", "route", "add", "10.65.0.9/32", "dev", "cali1", "proto", "boot")  # left by a former run
+
+    def routed(address: str) -> dict[RouteKey, Route | None]:
+        key = RouteKey(Prefix.parse(address), MAIN_TABLE, 1024)
+        return {key: Route(key, 3, next_hops=(NextHop(dev="cali0"),), scope=Scope.LINK)}
+
+    def make(number: int) -> None:
+        ns.run("conntrack", "-I", "-t", "300", "-u", "ASSURED", "-p", "udp", "-d", "192.0.2.1",
+               "-s", f"10.65.0.{number}", "--sport", "1", "--dport", "2")  # fmt: skip
+
+    def with_flows() -> set[str]:
+        return {word[4:] for word in ns.run("conntrack", "-L", check=False).split() if word.startswith("src=10.65")}
+
+    for number in (1, 2, 9):
+        make(number)
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.want(DataplaneDelta(routes=routed("10.65.0.1/32") | routed("10.65.0.2/32")), 1)
+        dataplane.start_sweep()
+        while dataplane.applied_revision != 1:
+            await dataplane.passed()
+        assert with_flows() == {"10.65.0.1", "10.65.0.2"}
+        dataplane.want(DataplaneDelta(routes=dict.fromkeys(routed("10.65.0.1/32"))), 2)
+        while dataplane.applied_revision != 2:
+            await dataplane.passed()
+        assert with_flows() == {"10.65.0.2"}
+
+    run_with(work, ns=ns)
