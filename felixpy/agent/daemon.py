@@ -11,10 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from felixpy.agent.dataplane import Dataplane
+from felixpy.agent.hits import read_hits
+from felixpy.agent.http import HttpServers
+from felixpy.agent.metrics import AgentMetrics
 from felixpy.agent.settings import AgentSettings, node_name
 from felixpy.agent.status import StatusReporter
 from felixpy.calc.config import FelixConfig
@@ -29,10 +35,12 @@ from libcalico.datastore.syncer import Syncer
 from libcalico.kernel.errors import KernelError
 from libcalico.net import Addr
 from libcalico.runtime.control import ControlServer
+from libcalico.runtime.health import Reporter
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program, until_stopped
 
 _UPDATES_PER_SLICE = 200
+_HITS_INTERVAL_S = 10.0  # listing a large table costs some 100 ms of another thread
 
 
 class Agent:
@@ -48,8 +56,11 @@ class Agent:
         self._mailbox = Mailbox()
         self._syncer = Syncer(store, self._mailbox)
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
-        prefixes = (self.graph.config.get("felix") or FelixConfig()).interface_prefixes
-        self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s)
+        prefixes = self._config().interface_prefixes
+        self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision)
+        self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s, observer=self.metrics)
+        self._health = Reporter("dataplane", timeout_s=60.0)
+        self._http = HttpServers(self._config, self._health, self.metrics.registry)
         self._reporter = StatusReporter(
             store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
             failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
@@ -57,6 +68,9 @@ class Agent:
         self._in_sync = False
         self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
+
+    def _config(self) -> FelixConfig:
+        return self.graph.config.get("felix") or FelixConfig()
 
     async def run(self) -> None:
         """Work until the program is asked to stop; the kernel is left as it is."""
@@ -79,6 +93,8 @@ class Agent:
             tasks.create_task(self.dataplane.watch_nft(), name="watch-nft")
             tasks.create_task(self._keeper.run(), name="lease")
             tasks.create_task(self._reporter.run(), name="status")
+            tasks.create_task(self._http.run(), name="http")
+            tasks.create_task(self._read_hits(), name="hits")
             tasks.create_task(self._follow(), name="follow")
 
     def _close_until_known(self) -> None:
@@ -94,6 +110,7 @@ class Agent:
 
     async def _take(self, batch: SyncBatch) -> None:
         graph = self.graph
+        began = time.perf_counter()
         for number, update in enumerate(batch.updates):
             self._tell(update)
             if number % _UPDATES_PER_SLICE == _UPDATES_PER_SLICE - 1:
@@ -110,6 +127,7 @@ class Agent:
         if not self._in_sync:
             self.graph.on_addresses(await self._addresses())
         self._program_dataplane()
+        self.metrics.calc_seconds.observe(time.perf_counter() - began)
         if not self._in_sync:
             self._in_sync = True
             self.dataplane.start_sweep()
@@ -118,10 +136,17 @@ class Agent:
     def _program_dataplane(self) -> None:
         """Hand what the tables say now to the kernel side."""
         self.graph.flush()
-        config = self.graph.config.get("felix")
-        if config is not None:
-            self.dataplane.prefixes = config.interface_prefixes
+        self.dataplane.prefixes = self._config().interface_prefixes
+        self._http.kick()
         self.dataplane.want(self._renderer.render(), self.graph.revision)
+
+    async def _read_hits(self) -> None:
+        """Read the rules' counters for the metrics, for as long as anybody may ask for them."""
+        while True:
+            if self._config().prometheus_metrics_enabled:
+                with contextlib.suppress(KernelError):
+                    self.metrics.hits.rows = read_hits(await self.dataplane.rules_in_force())
+            await asyncio.sleep(_HITS_INTERVAL_S)
 
     async def _addresses(self) -> dict[str, frozenset[Addr]]:
         try:
@@ -169,6 +194,7 @@ class Agent:
         while True:
             await self.dataplane.passed()
             self._program.alive()
+            self._health.report(ready=self._in_sync, detail="" if self._in_sync else "no complete snapshot yet")
             if self._in_sync:
                 problems = len(self.graph.problems)
                 trouble = f", {problems} unusable objects" if problems else ""
@@ -233,4 +259,10 @@ class Agent:
                 for interface, endpoint in sorted(self.graph.host_endpoints.interfaces.items())
             ]
 
-        return {"status": status, "routes": routes, "endpoints": endpoints, "host-endpoints": host_endpoints}
+        async def policy_hits(_: dict[str, Any]) -> Any:
+            return msgspec.to_builtins(read_hits(await self.dataplane.rules_in_force()))
+
+        return {
+            "status": status, "routes": routes, "endpoints": endpoints, "host-endpoints": host_endpoints,
+            "policy-hits": policy_hits,
+        }  # fmt: skip

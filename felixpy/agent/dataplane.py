@@ -52,6 +52,13 @@ class Reconciler(Protocol):
 MOST_PAUSE_S = 10.0
 
 
+class Observer(Protocol):
+    """Who wants to know of each pass."""
+
+    def on_pass(self, took_s: float, total: Outcome[Any]) -> None: ...
+    def on_drift(self, kind: str, count: int) -> None: ...
+
+
 class Dataplane:
     """The kernel side of the agent."""
 
@@ -61,12 +68,14 @@ class Dataplane:
         interface_prefixes: tuple[str, ...],
         audit_interval_s: float,
         most_pause_s: float = MOST_PAUSE_S,
+        observer: Observer | None = None,
     ) -> None:
         self.prefixes = interface_prefixes
         self.applied_revision = 0
         self.links = LinkTable()
         self._clock, self._audit_interval_s, self._most_pause_s = clock, audit_interval_s, most_pause_s
         self._log = get_logger("dataplane")
+        self._observer = observer
         self._sock = RtnlSocket()
         self._nft_ops: NftOps = open_nft()
         self._routes_sock = RtnlSocket()
@@ -128,6 +137,10 @@ class Dataplane:
         """Wait for the next pass to end."""
         async with self._passed:
             await self._passed.wait()
+
+    async def rules_in_force(self) -> list[dict[str, Any]]:
+        """Our table as nft lists it, with counters.  Raises KernelError."""
+        return await self._nft_ops.list_table(TABLE_FAMILY, TABLE) or []
 
     async def addresses(self) -> dict[str, frozenset[Addr]]:
         """Interfaces and their addresses, now.  Raises KernelError."""
@@ -214,6 +227,8 @@ class Dataplane:
                 "apply", rev=revision, created=total.created, updated=total.updated, deleted=total.deleted,
                 waiting=len(total.waiting), failed=len(total.failed), ms=round((time.perf_counter() - began) * 1e3, 1),
             )  # fmt: skip
+        if self._observer is not None:
+            self._observer.on_pass(time.perf_counter() - began, total)
         # a key that the kernel refused counts also when it was not this pass's turn to try it again
         if self._in_sync and not total.failed and not any(phase.is_failing for phase in self._phases):
             self.applied_revision = revision
@@ -221,6 +236,8 @@ class Dataplane:
             self._passed.notify_all()
 
     def _report(self, name: str, outcome: Outcome[Any]) -> None:
+        if self._observer is not None and outcome.drifted:
+            self._observer.on_drift(name, len(outcome.drifted))
         for key in outcome.drifted:
             self._log.warning("drift-repaired", what=name, key=str(key))
         for key, why in outcome.failed.items():

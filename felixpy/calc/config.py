@@ -65,6 +65,12 @@ class FelixConfig(msgspec.Struct, frozen=True):
     nat_outgoing_address: str = ""
     nat_outgoing_to_hosts: bool = True
     floating_ips: bool = False
+    health_enabled: bool = False
+    health_host: str = "localhost"
+    health_port: int = 9099
+    prometheus_metrics_enabled: bool = False
+    prometheus_metrics_host: str = ""
+    prometheus_metrics_port: int = 9091
 
 
 _ACTIONS = {"drop": "Drop", "return": "Return", "accept": "Accept"}
@@ -135,6 +141,12 @@ _ENVIRONMENT = {
     "FELIX_LOGACTIONRATELIMIT": "log_action_rate_limit",
     "FELIX_LOGACTIONRATELIMITBURST": "log_action_rate_limit_burst",
     "FELIX_WORKLOADSOURCESPOOFING": "workload_source_spoofing",
+    "FELIX_HEALTHENABLED": "health_enabled",
+    "FELIX_HEALTHHOST": "health_host",
+    "FELIX_HEALTHPORT": "health_port",
+    "FELIX_PROMETHEUSMETRICSENABLED": "prometheus_metrics_enabled",
+    "FELIX_PROMETHEUSMETRICSHOST": "prometheus_metrics_host",
+    "FELIX_PROMETHEUSMETRICSPORT": "prometheus_metrics_port",
     "FELIX_FLOATINGIPS": "floating_ips",
     "FELIX_NATPORTRANGE": "nat_port_range",
     "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
@@ -167,14 +179,21 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
         case "ip_forwarding":
             return field, str(raw).lower() not in {"disabled", "false"}
         case (
-            "ipv6_support" | "remove_external_routes" | "disable_conntrack_invalid_check" | "endpoint_reporting_enabled"
+            "ipv6_support"
+            | "remove_external_routes"
+            | "disable_conntrack_invalid_check"
+            | "endpoint_reporting_enabled"
+            | "health_enabled"
+            | "prometheus_metrics_enabled"
         ):
             return field, _as_bool(raw)
         case "device_route_protocol":
             return field, _as_int(raw, 1, 255)
         case "ipv4_normal_route_priority" | "ipv6_normal_route_priority":
             return field, _as_int(raw, 1, 2147483646)
-        case "log_prefix" | "log_severity_screen" | "openstack_region":
+        case "health_port" | "prometheus_metrics_port":
+            return field, _as_int(raw, 1, 65535)
+        case "log_prefix" | "log_severity_screen" | "openstack_region" | "health_host" | "prometheus_metrics_host":
             return field, str(raw)
         case "failsafe_inbound_host_ports" | "failsafe_outbound_host_ports":
             ports = _parse_port_list(raw) if isinstance(raw, str) else [_failsafe(p) for p in raw]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,3 +413,29 @@ def test_a_host_endpoint_found_by_its_address_closes_the_node_but_for_failsafes(
         wait_applied(lab, delete(lab, key))
     assert tor_pings()
     until("status gone", lambda: not etcdctl(lab, "get", "--print-value-only", status).strip())
+
+
+def test_health_metrics_and_counters_are_served_as_the_configuration_says(lab: Lab) -> None:
+    def page(port: int, path: str) -> str:
+        code = (
+            f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/{path}', timeout=3).read().decode())"
+        )
+        return lab.node("node1").run([sys.executable, "-c", code], check=False).stdout
+
+    key = R + "felixconfigurations/node.node1"
+    assert page(9099, "readiness") == ""
+    spec = {"healthEnabled": True, "healthHost": "127.0.0.1", "prometheusMetricsEnabled": True}
+    try:
+        wait_applied(lab, put(lab, key, {"metadata": {"name": "node.node1"}, "spec": spec}))
+        until("readiness", lambda: "dataplane: ok" in page(9099, "readiness"))
+        metrics = page(9091, "metrics")
+        assert "\nfelix_active_local_endpoints 2.0\n" in metrics
+        assert re.search(r"^felix_int_dataplane_apply_time_seconds_count [1-9]", metrics, re.M)
+        assert pings(lab, "node2", "pod1", "10.65.1.1")
+        until(
+            "counters",
+            lambda: re.search(r"^felixpy_rule_packets_total{.*} [1-9]", page(9091, "metrics"), re.M) is not None,
+        )
+    finally:
+        wait_applied(lab, delete(lab, key))
+    until("closed again", lambda: page(9099, "readiness") == "")
