@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-_OWNED = re.compile(r"(?P<owner>\w+\([^)]*\)) (?P<direction>ingress|egress)\[(?P<number>\d+)\]\Z")
+_OWNED = re.compile(r"(?P<owner>\w+\([^)]*\)) (?P<direction>ingress|egress)\[(?P<number>\d+)(?:-\d+)?\]\Z")
 _VERDICTS = ("accept", "drop", "reject", "return", "log")
 
 
@@ -18,7 +18,7 @@ class RuleHits(msgspec.Struct, frozen=True, order=True):
     Attributes:
         owner: ``GlobalNetworkPolicy(x)``, ``Profile(y)``, or the chain of a rule that no object owns.
         direction: ingress or egress; empty for our own rules.
-        rule: Number of the rule within its direction, -1 for our own.
+        rule: Number of the rule within its direction, -1 for our own; of rules that were joined the first one.
         action: accept, drop, reject, return (a Pass, or a rule that is only staged), log.
         note: What our own rule is there for.
         packets, bytes: Counted since the chain was last written.

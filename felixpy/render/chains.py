@@ -27,6 +27,7 @@ from felixpy.calc.types import (
     WorkloadEndpointState,
 )
 from felixpy.render import names
+from felixpy.render.compaction import compact
 from felixpy.render.rules import CLEAR_MARKS, PASS_MARK, RuleStyle, deny_statement, render_rule, widest
 from libcalico.dataplane.ruleset import Chain, Hook, NftSet, Rule
 from libcalico.net import IPV4, IPV6, Prefix
@@ -180,4 +181,4 @@ def tier_chain(
 
 def rules_chain(name: str, rules: Sequence[ParsedRule], style: RuleStyle) -> Chain:
     """The rules of a policy or profile for one direction."""
-    return Chain(name, tuple(r for rule in rules for r in render_rule(rule, style)))
+    return Chain(name, tuple(r for rule in compact(rules) for r in render_rule(rule, style)))

@@ -207,10 +207,10 @@ def _braces(items: Iterable[str]) -> str:
 
 
 def widest(nets: Iterable[Prefix]) -> list[Prefix]:
-    """The prefixes that lie in no other one: nft refuses overlapping elements."""
+    """The prefixes that lie in no other one, sorted: nft refuses overlapping elements."""
     kept: list[Prefix] = []
-    for net in sorted(nets, key=lambda n: (n.length, n.value)):
-        if not any(wide.contains(net) for wide in kept):
+    for net in sorted(nets, key=lambda n: (n.family, n.value, n.length)):
+        if not (kept and kept[-1].contains(net)):
             kept.append(net)
     return kept
 
