@@ -1,0 +1,1 @@
+"""Independent judges: what Calico's semantics say of a packet, and what rendered rules do with it."""
