@@ -75,7 +75,13 @@ def rules_of(family: int) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-rule = rules_of(4) | rules_of(4) | rules_of(6)
+plain_rule = st.builds(
+    lambda action, more: {"action": action, **more},
+    st.sampled_from(["Allow", "Deny", "Pass"]),
+    st.sampled_from([{}, {"protocol": "TCP"}, {"protocol": "UDP"}, {"source": {"selector": "app == 'a'"}},
+                     {"protocol": "TCP", "destination": {"ports": [80, "http"]}}]),
+)  # fmt: skip
+rule = plain_rule | plain_rule | rules_of(4) | rules_of(6)
 policy = st.builds(
     lambda tier, order, selector, types, ingress, egress, more: {
         "spec": {
@@ -83,10 +89,11 @@ policy = st.builds(
             **more,
         }
     },
-    st.sampled_from(["default", "guard", "last"]), st.none() | st.integers(1, 3), st.sampled_from(SELECTORS),
-    st.sampled_from([None, ["Ingress"], ["Egress"], ["Ingress", "Egress"]]), st.lists(rule, max_size=6),
+    st.sampled_from(["default", "default", "guard", "last"]), st.integers(1, 3) | st.none(),
+    st.sampled_from(["all()", "all()", "all()", *SELECTORS]),
+    st.sampled_from([None, ["Ingress"], ["Egress"], ["Ingress", "Egress"]]), st.lists(rule, min_size=1, max_size=6),
     st.lists(rule, max_size=3),
-    st.fixed_dictionaries({}, optional={
+    st.just({}) | st.just({}) | st.fixed_dictionaries({}, optional={
         "namespaceSelector": st.sampled_from(NAMESPACE_SELECTORS),
         "serviceAccountSelector": st.sampled_from(ACCOUNT_SELECTORS),
     }),
@@ -136,11 +143,14 @@ def endpoint(number: int, namespace: str, container: str) -> st.SearchStrategy[d
 
 
 objects = st.fixed_dictionaries(
-    {key: endpoint(*what) for key, what in ENDPOINTS.items()},
-    optional={
+    {
+        **{key: endpoint(*what) for key, what in ENDPOINTS.items()},
         **{f"globalnetworkpolicies/g{n}": policy for n in range(3)},
+        "tiers/default": tier,
+    },
+    optional={
         "networkpolicies/red/np": policy, "networkpolicies/blue/np": policy,
-        "tiers/default": tier, "tiers/guard": tier, "tiers/last": tier,
+        "tiers/guard": tier, "tiers/last": tier,
         "profiles/p1": profile, "profiles/kns.red": namespace_profile, "profiles/kns.blue": namespace_profile,
         "profiles/ksa.db": account_profile,
         "globalnetworksets/s": network_set, "networksets/red/s": network_set,
@@ -170,7 +180,7 @@ def packet(draw: st.DrawFn) -> Packet:
 
 
 @given(objects, objects, st.lists(packet(), min_size=8, max_size=16), st.data())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_rules_judge_as_the_semantics_say(
     first: dict[str, Any], second: dict[str, Any], packets: list[Packet], data: st.DataObject
 ) -> None:
