@@ -9,8 +9,19 @@ from typing import Any
 import msgspec
 
 from libcalico.model import ipam
-from libcalico.model.keys import BlockAffinityKey, BlockKey, HandleKey, IpamConfigKey, Key, ResourceKey
-from libcalico.model.resources import API_VERSION, SPECS, AnySpec, Resource
+from libcalico.model.keys import (
+    BlockAffinityKey,
+    BlockKey,
+    FelixStatusKey,
+    HandleKey,
+    HostEndpointStatusKey,
+    IpamConfigKey,
+    Key,
+    ResourceKey,
+    WorkloadStatusKey,
+)
+from libcalico.model.resources import API_VERSION, SPECS, STATUSES, AnySpec, ReportingResource, Resource
+from libcalico.model.status import EndpointStatus, FelixStatus
 
 
 class InvalidValue(ValueError):
@@ -26,7 +37,10 @@ class InvalidValue(ValueError):
 
 @cache
 def _resource_decoder(kind: str) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(Resource[SPECS.get(kind, AnySpec)])  # type: ignore[misc]  # a type made at run time
+    spec = SPECS.get(kind, AnySpec)
+    if kind in STATUSES:
+        return msgspec.json.Decoder(ReportingResource[spec, STATUSES[kind]])  # type: ignore[valid-type]
+    return msgspec.json.Decoder(Resource[spec])  # type: ignore[valid-type]  # types made at run time
 
 
 @cache
@@ -73,7 +87,7 @@ def _complete(key: ResourceKey, value: bytes, why: InvalidValue) -> bytes:
 
 
 def decode_value(key: Key, value: bytes) -> Any:
-    """Decode any value by its key; status keys decode to plain objects.  Raises InvalidValue."""
+    """Decode any value by its key; the legacy IPAM host decodes to plain JSON.  Raises InvalidValue."""
     match key:
         case ResourceKey():
             return decode_resource(key, value)
@@ -88,6 +102,10 @@ def decode_value(key: Key, value: bytes) -> Any:
             return _decode(_plain_decoder(ipam.IpamHandleValue), value, key)
         case IpamConfigKey():
             return _decode(_plain_decoder(ipam.IpamSettings), value, key)
+        case FelixStatusKey():
+            return _decode(_plain_decoder(FelixStatus), value, key)
+        case WorkloadStatusKey() | HostEndpointStatusKey():
+            return _decode(_plain_decoder(EndpointStatus), value, key)
         case _:
             try:
                 return json.loads(value)

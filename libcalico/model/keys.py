@@ -113,6 +113,19 @@ class HandleKey(msgspec.Struct, frozen=True, order=True, gc=False):
         return f"IPAMHandle({self.handle_id})"
 
 
+class IpamHostKey(msgspec.Struct, frozen=True, order=True, gc=False):
+    """``/calico/ipam/v2/host/<node>``: of old releases; it is still deleted with its node."""
+
+    node: str
+
+    @property
+    def path(self) -> str:
+        return f"{IPAM}host/{self.node}"
+
+    def __str__(self) -> str:
+        return f"IPAMHost({self.node})"
+
+
 class IpamConfigKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """``/calico/ipam/v2/config``."""
 
@@ -140,6 +153,9 @@ class WorkloadStatusKey(msgspec.Struct, frozen=True, order=True, gc=False):
             f"{escape(self.workload)}/endpoint/{escape(self.endpoint)}"
         )
 
+    def __str__(self) -> str:
+        return f"WorkloadEndpointStatus({self.node}, {self.orchestrator}/{self.workload}/{self.endpoint})"
+
 
 class HostEndpointStatusKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """``/calico/felix/v1/host/<node>/endpoint/<name>``."""
@@ -150,6 +166,9 @@ class HostEndpointStatusKey(msgspec.Struct, frozen=True, order=True, gc=False):
     @property
     def path(self) -> str:
         return f"{FELIX_V1}host/{self.node}/endpoint/{self.name}"
+
+    def __str__(self) -> str:
+        return f"HostEndpointStatus({self.node}, {self.name})"
 
 
 class FelixStatusKey(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -163,12 +182,16 @@ class FelixStatusKey(msgspec.Struct, frozen=True, order=True, gc=False):
     def path(self) -> str:
         return f"{FELIX_V2}{self.region}/host/{self.node}/{'last_reported_status' if self.last_reported else 'status'}"
 
+    def __str__(self) -> str:
+        return f"FelixStatus({self.node})"
+
 
 Key = (
     ResourceKey
     | BlockKey
     | BlockAffinityKey
     | HandleKey
+    | IpamHostKey
     | IpamConfigKey
     | WorkloadStatusKey
     | HostEndpointStatusKey
@@ -199,6 +222,7 @@ def undashed(text: str) -> Prefix:
 
 _BLOCK = re.compile(r"assignment/ipv[46]/block/([^/]+)\Z")
 _AFFINITY = re.compile(r"(host|virtual)/([^/]+)/ipv[46]/block/([^/]+)\Z")
+_IPAM_HOST = re.compile(r"host/([^/]+)\Z")
 _WORKLOAD_STATUS = re.compile(r"([^/]+)/host/([^/]+)/workload/([^/]+)/([^/]+)/endpoint/([^/]+)\Z")
 _FELIX_STATUS = re.compile(r"([^/]+)/host/([^/]+)/(status|last_reported_status)\Z")
 _HEP_STATUS = re.compile(r"host/([^/]+)/endpoint/([^/]+)\Z")
@@ -240,6 +264,8 @@ def _parse_ipam_key(rest: str) -> Key | None:
         return BlockAffinityKey(m[2], undashed(m[3]), m[1])
     if rest.startswith("handle/") and len(rest) > len("handle/"):
         return HandleKey(rest[len("handle/") :])
+    if m := _IPAM_HOST.match(rest):
+        return IpamHostKey(m[1])
     return IpamConfigKey() if rest == "config" else None
 
 

@@ -12,9 +12,20 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from libcalico.model.cluster_resources import (
+    BlockAffinitySpec,
+    CalicoNodeStatusSpec,
+    CalicoNodeStatusStatus,
+    KubeControllersConfigurationSpec,
+    KubeControllersConfigurationStatus,
+    NodeStatus,
+    StagedKubernetesNetworkPolicySpec,
+)
+
 API_VERSION = "projectcalico.org/v3"
 
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 class _Base(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -44,6 +55,12 @@ class Resource(msgspec.Struct, Generic[S], frozen=True, rename="camel"):
     def labels(self) -> dict[str, str]:
         """The object's labels, empty when there are none."""
         return self.metadata.labels or {}
+
+
+class ReportingResource(Resource[S], Generic[S, T], frozen=True, rename="camel"):
+    """A kind whose objects also carry what somebody reports of them."""
+
+    status: T | None = None
 
 
 # --- policy ---------------------------------------------------------------------------------------------------------
@@ -238,6 +255,8 @@ class IPAMConfigurationSpec(_Base, frozen=True):
     strict_affinity: bool = False
     auto_allocate_blocks: bool = True
     max_blocks_per_host: int = 0
+    kube_virt_vm_address_persistence: str | None = msgspec.field(default=None, name="kubeVirtVMAddressPersistence")
+    ip_cooldown_seconds: int = 0
 
 
 class Cidr(_Base, frozen=True):
@@ -430,6 +449,8 @@ SPECS: dict[str, type[msgspec.Struct]] = {
     "BGPConfiguration": BGPConfigurationSpec,
     "BGPFilter": BGPFilterSpec,
     "BGPPeer": BGPPeerSpec,
+    "BlockAffinity": BlockAffinitySpec,
+    "CalicoNodeStatus": CalicoNodeStatusSpec,
     "ClusterInformation": ClusterInformationSpec,
     "FelixConfiguration": FelixConfigurationSpec,
     "GlobalNetworkPolicy": PolicySpec,
@@ -438,12 +459,19 @@ SPECS: dict[str, type[msgspec.Struct]] = {
     "IPAMConfiguration": IPAMConfigurationSpec,
     "IPPool": IPPoolSpec,
     "IPReservation": IPReservationSpec,
+    "KubeControllersConfiguration": KubeControllersConfigurationSpec,
     "NetworkPolicy": PolicySpec,
     "NetworkSet": NetworkSetSpec,
     "Node": NodeSpec,
     "Profile": ProfileSpec,
     "StagedGlobalNetworkPolicy": StagedPolicySpec,
+    "StagedKubernetesNetworkPolicy": StagedKubernetesNetworkPolicySpec,
     "StagedNetworkPolicy": StagedPolicySpec,
     "Tier": TierSpec,
     "WorkloadEndpoint": WorkloadEndpointSpec,
+}
+STATUSES: dict[str, type[msgspec.Struct]] = {
+    "CalicoNodeStatus": CalicoNodeStatusStatus,
+    "KubeControllersConfiguration": KubeControllersConfigurationStatus,
+    "Node": NodeStatus,
 }
