@@ -33,6 +33,9 @@ class PortRange(msgspec.Struct, frozen=True):
     first: int = 0
     last: int = 0
 
+    def __str__(self) -> str:
+        return self.name or (str(self.first) if self.first == self.last else f"{self.first}:{self.last}")
+
 
 class Port(_Either):
     """A port number, a range ``first:last``, or the name of an endpoint's port; normal form: :class:`PortRange`.

@@ -60,7 +60,7 @@ def below(path: str, name: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people: short, on one line, printable whatever it is; objects and lists only by their size."""
+    """A value for people: short, on one line, printable whatever it is; objects only by their size."""
     if value is ABSENT:
         return ""
     if isinstance(value, str):
@@ -78,5 +78,13 @@ def shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"an object of {len(value)} fields"
     if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
+        return _listed(value)
+    if isinstance(value, msgspec.Struct):
+        return str(value)
     return f"a {type(value).__name__}"
+
+
+def _listed(value: list[Any] | tuple[Any, ...]) -> str:
+    flat = len(value) <= 8 and not any(isinstance(inner, (Mapping, list, tuple)) for inner in value)
+    text = f"[{', '.join(shown(inner) for inner in value)}]" if flat else ""
+    return text if flat and len(text) <= 2 * _LONGEST_SHOWN else f"a list of {len(value)}"

@@ -69,7 +69,7 @@ class Text(_Plain):
             return BAD
         broken = self._broken(text)
         if broken is not None:
-            report.add(path, text, broken)
+            report.add(path, value, broken)
         return text
 
     def settle(self, value: Any) -> Any:
@@ -285,8 +285,12 @@ class Obj(_Plain):
             normal = _check_field(field, value.get(name), below(path, name), report)
             if normal is not ABSENT and normal is not BAD:
                 view[name] = normal
+
+        def tell(where: str, shown: Any, said: str) -> None:
+            report.add(".".join(filter(None, (path, where))), shown, said)
+
         for rule in self._rules:
-            rule(view, lambda where, shown, said: report.add(f"{path}.{where}" if where else path, shown, said))
+            rule(view, tell)
         return view
 
     def settle(self, value: Any) -> Any:
