@@ -75,15 +75,34 @@ def decode_resource(key: ResourceKey, value: bytes) -> Resource[Any]:
 
 
 def _complete(key: ResourceKey, value: bytes, why: InvalidValue) -> bytes:
-    """Add the metadata and spec that a sloppy value lacks; give up with the first error when that is not it."""
-    if "missing required field" not in why.reason:
+    """Add the metadata and spec that a sloppy value lacks, and take nulls for absent as Go does; give up with the
+    first error when that is not it."""
+    lacking, nulls = "missing required field" in why.reason, "got `null`" in why.reason
+    if not lacking and not nulls:
         raise why
-    document = json.loads(value)
-    if not isinstance(document, dict) or ("metadata" in document and "spec" in document):
+    try:
+        document = _without_nulls(json.loads(value))
+    except RecursionError:
+        raise why from None
+    if not isinstance(document, dict) or (not nulls and "metadata" in document and "spec" in document):
         raise why
     document.setdefault("metadata", {"name": key.name})
     document.setdefault("spec", {})
     return json.dumps(document).encode()
+
+
+_MAPS_OF_TEXT = {"labels", "annotations", "labelsToApply", "matchLabels"}
+
+
+def _without_nulls(value: Any, name: str = "") -> Any:
+    """Fields that are null are absent; in maps of strings null is the empty string (encoding/json)."""
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    if name in _MAPS_OF_TEXT:
+        return {k: "" if inner is None else inner for k, inner in value.items()}
+    return {k: _without_nulls(inner, k) for k, inner in value.items() if inner is not None}
 
 
 def decode_value(key: Key, value: bytes) -> Any:

@@ -91,7 +91,19 @@ class Text(_Plain):
             return f"must be one of {', '.join(self._one_of)}"
         if self._most is not None and len(text) > self._most:
             return f"must have at most {self._most} characters, not {len(text)}"
+        if not _is_unicode(text):
+            return "must be text: it has half of a surrogate pair"
         return next((said for rule in self._rules if (said := rule(text)) is not None), None)
+
+
+def _is_unicode(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Whole(_Plain):
@@ -217,7 +229,7 @@ class MapOf:
         found = {}
         for name, inner in value.items():
             at = below(path, name)
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not _is_unicode(name):
                 report.add(at, ABSENT, "the name must be a string")
                 continue
             if self._key is not None and (broken := self._key(name)) is not None:
@@ -296,9 +308,9 @@ class Obj(_Plain):
     def settle(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        settled = dict(value)
+        settled = {name: inner for name, inner in value.items() if inner is not None or name not in self.fields}
         for name, field in self.fields.items():
-            if settled.get(name) is not None:
+            if name in settled:
                 settled[name] = field.shape.settle(settled[name])
         return settled
 

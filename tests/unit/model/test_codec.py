@@ -36,6 +36,17 @@ def test_null_lists_as_go_writes_them_are_accepted() -> None:
     assert policy.spec.ingress is None
 
 
+def test_a_null_counts_as_absent_wherever_it_stands() -> None:
+    peer = decode_resource(
+        ResourceKey("BGPPeer", "x"),
+        b'{"metadata":{"name":"x","namespace":null,"labels":{"a":null}},"spec":{"node":null,"asNumber":null,'
+        b'"filters":null,"peerIP":"192.0.2.1"}}',
+    )
+    assert (peer.spec.node, peer.spec.as_number, peer.spec.peer_ip) == ("", None, "192.0.2.1")
+    assert peer.labels == {"a": ""}
+    assert decode_resource(POOL, b'{"metadata":null,"spec":{"cidr":"10.0.0.0/8"}}').spec.cidr == "10.0.0.0/8"
+
+
 def test_metadata_that_a_person_left_out_is_filled_in() -> None:
     assert decode_resource(POOL, b'{"spec":{"cidr":"10.0.0.0/8"}}').spec.cidr == "10.0.0.0/8"
 

@@ -81,7 +81,7 @@ def filled(kind: str, spec: Any, name: str = "") -> dict[str, Any]:
             {
                 "healthChecks": "Enabled",
                 "prometheusMetricsPort": 9094,
-                "controllers": {"node": {"leakGracePeriod": "15m0s"}, "loadBalancer": None},
+                "controllers": {"node": {"leakGracePeriod": "15m0s"}},
             },
         ),
         ("IPAMConfiguration", {}, {"strictAffinity": False, "autoAllocateBlocks": False}),
