@@ -55,33 +55,10 @@ scalars = (
     | st.dates()
     | st.datetimes(timezones=st.sampled_from([None, dt.UTC]))
 )
-plausible = st.sampled_from(
-    [
-        0,
-        1,
-        4,
-        80,
-        26,
-        64512,
-        1.0,
-        1.5,
-        -1,
-        True,
-        False,
-        None,
-        "",
-        "0",
-        "80",
-        "80:90",
-        "1.10",
-        "x",
-        "TCP",
-        "ICMP",
-        "Allow",
-    ]
-    + ["Never", "Always", "Enabled", "Auto", "10s", "10.0.0.1", "10.0.0.0/8", "fd00::1", "has(a)", "node4", "eth0"]
-    + [[], {}, [""], [None], [0], ["x"], ["10.0.0.0/8"], {"a": None}, {"a": 1}, {"a": "b"}, ["Egress"], ["Tunnel"]]
-)
+numbers = [0, 1, 4, 80, 26, 64512, 1.0, 1.5, -1, True, False, None, "", "0", "80", "80:90", "1.10", "10s"]
+texts = ["x", "TCP", "ICMP", "Allow", "Never", "Enabled", "Auto", "10.0.0.1", "10.0.0.0/8", "fd00::1", "has(a)", "eth0"]
+groups = [[], {}, [""], [None], [0], ["x"], ["10.0.0.0/8"], {"a": None}, {"a": 1}, {"a": "b"}, ["Egress"], ["Tunnel"]]
+plausible = st.sampled_from([*numbers, *texts, *groups])
 hostile = plausible | st.recursive(
     scalars,
     lambda inner: (
