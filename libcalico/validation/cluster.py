@@ -208,8 +208,8 @@ def _range_of_numbers(view: View, tell: Tell) -> None:
     port, last = view.get("port"), view.get("endPort")
     if last is None or port is None:
         return
-    if port.name:
-        tell("endPort", last, "needs a numeric port")
+    if port.name or port.first != port.last:
+        tell("endPort", last, "needs a single numeric port")
     elif not port.first <= last <= 65535:
         tell("endPort", last, "must be from the port's number to 65535")
 
@@ -234,7 +234,7 @@ _peer = Obj({"ipBlock": _block, "podSelector": _label_selector, "namespaceSelect
 _port = Obj(
     {
         "protocol": given(Text(one_of=("TCP", "UDP", "SCTP"))),
-        "port": given(Port()),
+        "port": given(Port(digits_stay=True)),
         "endPort": given(Whole(-(2**31), 2**31 - 1)),
     },
     _range_of_numbers,

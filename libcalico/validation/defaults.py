@@ -49,6 +49,7 @@ _COUNTS_WHEN_EMPTY = {
     "bpfHostNetworkedNATWithoutCTLB",
     "defaultAction",
     "floatingIPs",
+    "leakGracePeriod",
     "nftablesFlowTableOffload",
     "nftablesMode",
     "order",
@@ -75,7 +76,8 @@ def fill(kind: str, document: Document) -> None:
 def _fill(target: Document, defaults: dict[str, Any]) -> None:
     for field, value in defaults.items():
         found = target.get(field)
-        if found is None or (found in ("", []) and field not in _COUNTS_WHEN_EMPTY):
+        empty = isinstance(found, type(value)) and found in ("", [])
+        if found is None or (empty and field not in _COUNTS_WHEN_EMPTY):
             target[field] = list(value) if isinstance(value, list) else value
 
 
@@ -102,7 +104,7 @@ def _policy(document: Document, spec: Document) -> None:
 def _staged_policy(document: Document, spec: Document) -> None:
     _policy(document, spec)
     _fill(spec, {"stagedAction": "Set"})
-    if spec["stagedAction"] == "Delete":
+    if spec["stagedAction"] == "Delete" and isinstance(spec["types"], list):
         spec.pop("types")
 
 
@@ -144,10 +146,14 @@ def _workload_endpoint(document: Document, spec: Document) -> None:
     metadata = document.get("metadata")
     if not isinstance(metadata, dict):
         return
-    if not metadata.get("name") and (expected := workload_name(spec)[0]):
+    if metadata.get("name") in (None, "") and (expected := workload_name(spec)[0]):
         metadata["name"] = expected
-    labels = _labels(document)
-    if labels is None:
+
+
+def label_endpoint(document: Document) -> None:
+    """Label a WorkloadEndpoint with its namespace and orchestrator; Calico does so after it has checked the rest."""
+    spec, metadata, labels = document.get("spec"), document.get("metadata"), _labels(document)
+    if labels is None or not isinstance(spec, dict) or not isinstance(metadata, dict):
         return
     for label, value in (
         (NAMESPACE_LABEL, metadata.get("namespace")),

@@ -42,10 +42,16 @@ class Port(_Either):
 
     Args:
         named: A name will do.
+        digits_stay: A number in a string is stored as it is (Kubernetes), not as a number (Calico).
     """
 
-    def __init__(self, *, named: bool = True) -> None:
-        self._named = named
+    def __init__(self, *, named: bool = True, digits_stay: bool = False) -> None:
+        self._named, self._digits_stay = named, digits_stay
+
+    def settle(self, value: Any) -> Any:
+        if isinstance(value, str) and not self._digits_stay and re.fullmatch(r"\d{1,5}", value, re.ASCII):
+            return int(value)
+        return super().settle(value)
 
     def check(self, value: Any, path: str, report: Report) -> Any:
         value = self.settle(value)
@@ -75,14 +81,17 @@ def _numbers(first: int, last: int, value: Any, path: str, report: Report) -> Po
 class Protocol(_Either):
     """An IP protocol: a number from 1 to 255, or a name; normal form: the number, or the name."""
 
+    def settle(self, value: Any) -> Any:
+        number = _small(value) if isinstance(value, str) else None
+        return super().settle(value) if number is None else number
+
     def check(self, value: Any, path: str, report: Report) -> Any:
         value = self.settle(value)
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             report.add(path, value, "must be a protocol number or name")
             return BAD
-        number = value if isinstance(value, int) else _small(value)
-        if (isinstance(value, str) and value in PROTOCOL_NAMES) or (number is not None and 1 <= number <= 255):
-            return value if number is None else number
+        if value in PROTOCOL_NAMES or (isinstance(value, int) and 1 <= value <= 255):
+            return value
         report.add(path, value, f"must be one of {', '.join(PROTOCOL_NAMES)}, or a number from 1 to 255")
         return value
 

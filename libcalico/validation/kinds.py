@@ -22,7 +22,7 @@ from libcalico.validation.cluster import (
     NODE_STATUS,
     STAGED_KUBERNETES_POLICY,
 )
-from libcalico.validation.defaults import fill
+from libcalico.validation.defaults import fill, label_endpoint
 from libcalico.validation.endpoints import HOST_ENDPOINT, WORKLOAD_ENDPOINT, name_fits_spec
 from libcalico.validation.felix import FELIX_CONFIGURATION, node_selector_where_it_belongs
 from libcalico.validation.metadata import (
@@ -117,7 +117,7 @@ def validate(kind: str, document: Mapping[str, Any], *, strict: bool = True) -> 
     if whole is None:
         report.add("kind", kind, "is not a kind that can be stored")
     else:
-        whole.check(with_defaults(kind, document), "", report)
+        whole.check(_completed(kind, document, whole), "", report)
     return report.problems
 
 
@@ -128,10 +128,17 @@ def with_defaults(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
     argument, which is never changed itself.  What cannot be used is left as it is for :func:`validate` to name.
     """
     whole = _whole_of(kind)
-    settled: Any = document if whole is None else whole.settle(document)
-    if whole is not None and isinstance(settled, dict):
+    completed = document if whole is None else _completed(kind, document, whole)
+    if kind == "WorkloadEndpoint" and isinstance(completed, dict):
+        label_endpoint(completed)
+    return dict(completed) if isinstance(completed, Mapping) else completed
+
+
+def _completed(kind: str, document: Any, whole: Obj) -> Any:
+    settled = whole.settle(document)
+    if isinstance(settled, dict):
         fill(kind, settled)
-    return dict(settled) if isinstance(settled, Mapping) else settled
+    return settled
 
 
 def _whole_of(kind: Any) -> Obj | None:

@@ -88,6 +88,7 @@ def filled(kind: str, spec: Any, name: str = "") -> dict[str, Any]:
         ("BlockAffinity", {}, {"deleted": False}),
         ("Node", {}, {}),
         ("BGPPeer", {"asNumber": "1.10", "localASNumber": "7"}, {"asNumber": 65546, "localASNumber": 7}),
+        ("FelixConfiguration", {"natPortRange": "80"}, {"natPortRange": 80}),
         ("FelixConfiguration", {"logFilePath": 5}, {"logFilePath": "5"}),
         ("NetworkSet", {"nets": ("10.0.0.1",)}, {"nets": ["10.0.0.1"]}),
     ],
@@ -190,3 +191,23 @@ def test_what_is_judged_is_what_would_be_stored() -> None:
     assert validate("Tier", document("Tier", {}, "default")) == []
     assert validate("IPPool", document("IPPool", {**POOL, "allowedUses": ["LoadBalancer"], "nodeSelector": ""})) == []
     assert validate("StagedNetworkPolicy", document("StagedNetworkPolicy", {"stagedAction": "Delete"})) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "path"),
+    [
+        ("StagedNetworkPolicy", {"stagedAction": "Delete", "types": "Ingress"}, "spec.types"),
+        ("StagedNetworkPolicy", {"stagedAction": []}, "spec.stagedAction"),
+        ("NetworkPolicy", {"tier": []}, "spec.tier"),
+        ("IPAMConfiguration", {"strictAffinity": []}, "spec.strictAffinity"),
+        ("IPPool", {**POOL, "allowedUses": ""}, "spec.allowedUses"),
+        ("IPPool", {**POOL, "blockSize": False}, "spec.blockSize"),
+        (
+            "KubeControllersConfiguration",
+            {"controllers": {"node": {"leakGracePeriod": ""}}},
+            "spec.controllers.node.leakGracePeriod",
+        ),
+    ],
+)
+def test_a_default_does_not_paper_over_a_wrong_value(kind: str, spec: dict[str, Any], path: str) -> None:
+    assert [p.path for p in validate(kind, document(kind, spec))] == [path]
