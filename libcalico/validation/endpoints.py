@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from libcalico.net import IPV4, IPV6, Prefix
+from libcalico.net import IPV4, IPV6
 from libcalico.validation.either import Protocol, SmallOrText, has_ports
 from libcalico.validation.problem import ABSENT
 from libcalico.validation.shape import Field, ListOf, Obj, Tell, Text, View, Whole, always, given, need
@@ -58,10 +58,10 @@ def _single_addresses(view: View, tell: Tell) -> None:
 
 
 def _nats_inside(view: View, tell: Tell) -> None:
-    nets: list[Prefix] = [n[1] for t in view.get("ipNetworks", []) if isinstance(t, str) and (n := parse_net(t))]
+    nets = {n[1] for t in view.get("ipNetworks", []) if isinstance(t, str) and (n := parse_net(t))}
     for place, nat in enumerate(view.get("ipNATs", [])):
         inside = parse_addr(nat.get("internalIP", "")) if isinstance(nat, dict) else None
-        if inside is None or not any(net.contains(inside) for net in nets):
+        if inside is None or inside.host_prefix not in nets:  # wider networks are refused in any case
             tell(f"ipNATs[{place}].internalIP", inside and str(inside), "must be one of the endpoint's ipNetworks")
 
 

@@ -188,6 +188,7 @@ def _not_too_many_tables(view: View, tell: Tell) -> None:
         tell("routeTableRanges", view["routeTableRanges"], f"must have at most {_MOST_TABLES} tables together")
 
 
+_ipv4 = both(address(IPV4), lambda text: "must be an IPv4 address in its own form" if ":" in text else None)
 _region = both(
     lambda text: "must have at most 46 characters" if len(text) > 63 - len("openstack-region-") else None, label
 )
@@ -243,8 +244,8 @@ FELIX_CONFIGURATION = Obj(
         "kubeNodePortRanges": given(ListOf(Port(named=False), most=7)),
         "natPortRange": given(Port()),
         "bpfPSNATPorts": given(Port()),
-        "natOutgoingAddress": Text(address(IPV4), most=45),
-        "deviceRouteSourceAddress": Text(address(IPV4), most=45),
+        "natOutgoingAddress": Text(_ipv4, most=45),
+        "deviceRouteSourceAddress": Text(_ipv4, most=45),
         "deviceRouteSourceAddressIPv6": Text(address(IPV6), most=45),
         "programClusterRoutes": given(CLUSTER_ROUTES),
         "externalNodesList": given(ListOf(Text(network(IPV4, masked=False)))),

@@ -164,10 +164,6 @@ def _code_needs_type(view: View, tell: Tell) -> None:
 
 
 def _http_paths(view: View, tell: Tell) -> None:
-    methods = view.get("methods", [])
-    for place, method in enumerate(methods):
-        if method in methods[:place]:
-            tell(f"methods[{place}]", method, "stands there twice")
     for place, path in enumerate(view.get("paths", [])):
         if not isinstance(path, dict):
             continue
@@ -190,7 +186,7 @@ RULE = Obj(
         "notICMP": _icmp,
         "source": ENTITY,
         "destination": ENTITY,
-        "http": Obj({"methods": ListOf(Text(), most=20), "paths": ListOf(_path, most=20)}, _http_paths),
+        "http": Obj({"methods": ListOf(Text(), most=20, unique=True), "paths": ListOf(_path, most=20)}, _http_paths),
         "metadata": Obj({"annotations": ANNOTATIONS}, annotations_fit),
     },
     _ports_need_a_protocol,

@@ -182,7 +182,7 @@ class ListOf:
     Args:
         item: Shape of its members; ``null`` is no member.
         least, most: How many.
-        unique: No member twice.
+        unique: No member twice; for scalars.
     """
 
     def __init__(self, item: Shape, *, least: int = 0, most: int | None = None, unique: bool = False) -> None:
@@ -196,11 +196,14 @@ class ListOf:
             report.add(path, value, f"must have at most {self._most} members")
         if len(value) < self._least:
             report.add(path, value, f"must have at least {self._least} members")
-        found = []
+        found: list[Any] = []
+        seen: set[Any] = set()
         for place, inner in enumerate(value):
             normal = self._item.check(inner, f"{path}[{place}]", report)
-            if self._unique and normal is not BAD and normal in found:
-                report.add(f"{path}[{place}]", inner, "stands there twice")
+            if self._unique and normal is not BAD:
+                if normal in seen:
+                    report.add(f"{path}[{place}]", inner, "stands there twice")
+                seen.add(normal)
             found.append(normal)
         return found
 
