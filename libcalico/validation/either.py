@@ -146,7 +146,7 @@ class AsNumber(_Either):
 def _as_number(text: str) -> int | None:
     if re.fullmatch(r"\d{1,10}", text, re.ASCII):
         return int(text)
-    found = re.fullmatch(r"(\d{1,5})\.(\d{1,5})", text, re.ASCII)
+    found = re.fullmatch(r"(\d{1,9})\.(\d{1,9})", text, re.ASCII)
     if found is None or int(found[1]) > 0xFFFF or int(found[2]) > 0xFFFF:
         return None
     return (int(found[1]) << 16) + int(found[2])
