@@ -73,7 +73,7 @@ def _show_next_steps(lab: Lab) -> None:
     _title("Try next")
     steps = [
         ("what the datastore holds", f"{run} etcd -- etcdctl get --prefix /calico/resources --keys-only"),
-        ("the same, as resources", f"{run} node1 -- felixctl get networkpolicies,globalnetworkpolicies -o yaml"),
+        ("the same, as resources", f"{run} node1 -- felixctl get -a networkpolicies,globalnetworkpolicies -o yaml"),
         ("is everything in force, is any object unusable", f"{run} node1 -- felixctl doctor"),
         ("enter a pod and ping", f"{run} --pod pod1 node1 -- ping -c 3 10.65.3.1"),
         ("enter a node", f"{_program()} enter {lab.topology.path} node1"),

@@ -1,4 +1,4 @@
-"""The verbs of felixctl that write: create, apply, replace, delete, patch, and validate (offline).
+"""The verbs of felixctl that write: create, apply, replace, delete, and validate (offline).
 
 Every write is a compare-and-swap on the revision that was read; a conflict is said and nothing is lost.
 """
@@ -9,19 +9,19 @@ import json
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from felixpy.calc.parse import InvalidPolicy, parse_net_set, parse_policy, parse_profile, parse_workload_endpoint
+from felixpy.cli.checks import Checked, Refused, check, check_among_others, check_delete, check_unknown
 from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Put
-from libcalico.model.codec import InvalidValue, decode_resource
-from libcalico.model.document import Document, for_create, for_update, key_of, merge_patch
+from libcalico.model.codec import InvalidValue
+from libcalico.model.document import Document, for_create, for_update, key_of
 from libcalico.model.keys import ResourceKey
-from libcalico.net import Prefix
+from libcalico.model.resources import API_VERSION
 
 _ATTEMPTS = 5
 _SUFFIXES = {".yaml", ".yml", ".json"}
@@ -30,6 +30,14 @@ _DONE = {"create": "created", "apply": "applied", "replace": "replaced", "delete
 
 class WriteError(Exception):
     """A write was refused; the text is calicoctl's."""
+
+
+class Exists(WriteError):
+    """What was to be created is there."""
+
+
+class Missing(WriteError):
+    """What was to be changed is not there."""
 
 
 # --- reading what the user gives ------------------------------------------------------------------------------------
@@ -73,29 +81,12 @@ def _flatten(document: Any, name: str) -> list[Document]:
     return [document]
 
 
-def check(document: Document, namespace: str = "") -> ResourceKey:
-    """Decode and compile as the daemons do.  Raises WriteError with place and reason."""
+def key_for(document: Document, namespace: str = "") -> ResourceKey:
+    """Which object a document is about; nothing else of it is looked at.  Raises WriteError."""
     try:
-        key = key_of(document, namespace)
-        resource = decode_resource(key, json.dumps(document).encode())
-        match key.kind:
-            case "NetworkPolicy" | "GlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy":
-                parse_policy(key, resource)
-            case "Profile":
-                parse_profile(key.name, resource.spec)
-            case "WorkloadEndpoint":
-                parse_workload_endpoint(key, resource)
-            case "NetworkSet" | "GlobalNetworkSet":
-                parse_net_set(resource.spec.nets)
-            case "IPPool":
-                Prefix.parse(resource.spec.cidr)
-            case _:
-                pass  # decoding is all the check there is so far
-    except (InvalidValue, InvalidPolicy, ValueError) as why:
-        metadata = document.get("metadata")
-        name = metadata.get("name", "?") if isinstance(metadata, dict) else "?"
-        raise WriteError(f"error with {document.get('kind', 'document')} {name}: {why}") from None
-    return key
+        return key_of(document, namespace)
+    except InvalidValue as why:
+        raise WriteError(str(why)) from None
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -117,106 +108,185 @@ def _load(row: KeyValue, key: ResourceKey) -> Document:
     return stored if isinstance(stored, dict) else {"kind": key.kind, "metadata": {"name": key.name}}
 
 
-async def create(store: Datastore, document: Document, key: ResourceKey) -> int:
-    """Store a new object; return the revision.  Raises WriteError when it exists."""
-    value = _encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
-    absent = Compare(key.path, CompareTarget.CREATE_REVISION, 0)
-    result = await store.txn([absent], [Put(key.path, value)])
-    if not result.succeeded:
-        raise WriteError(f"resource already exists: {key}")
-    return result.revision
+# Calico's own tiers, as its client makes them before the first write (libcalico-go/lib/clientv3/client.go)
+_TIERS = {"default": (1_000_000.0, "Deny"), "kube-admin": (1_000.0, "Pass"), "kube-baseline": (10_000_000.0, "Pass")}
 
 
-async def replace(store: Datastore, document: Document, key: ResourceKey) -> int:
-    """Change an existing object; return the revision.
+async def ensure_initialized(store: Datastore) -> None:
+    """Make what every Calico cluster has: ClusterInformation with a GUID, and the built-in tiers."""
+    wanted: list[Document] = [{
+        "apiVersion": API_VERSION, "kind": "ClusterInformation", "metadata": {"name": "default"},
+        "spec": {"clusterGUID": uuid.uuid4().hex, "datastoreReady": True},
+    }]  # fmt: skip
+    for name, (order, action) in _TIERS.items():
+        spec = {"order": order, "defaultAction": action}
+        wanted.append({"apiVersion": API_VERSION, "kind": "Tier", "metadata": {"name": name}, "spec": spec})
+    for document in wanted:
+        key = key_of(document)
+        if await store.get(key.path) is None:
+            value = _encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
+            await store.txn([Compare(key.path, CompareTarget.CREATE_REVISION, 0)], [Put(key.path, value)])
 
-    A resourceVersion in the document must be the stored one.  Without one, a conflict is tried again.
 
-    Raises:
-        WriteError: It does not exist, or is not what the user has seen.
-    """
-    given = str(document["metadata"].get("resourceVersion") or "")
-    for _ in range(_ATTEMPTS):
-        row = await store.get(key.path)
+class Writer:
+    """Writes to one datastore; each is checked against what is stored, and is a compare-and-swap."""
+
+    def __init__(self, store: Datastore) -> None:
+        self._store = store
+
+    async def create(self, checked: Checked) -> int:
+        """Store a new object; return the revision.  Raises WriteError when it exists, Refused."""
+        key, document, _ = checked
+        check_unknown(checked, None)
+        await check_among_others(self._store, key, document, None)
+        value = _encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
+        absent = Compare(key.path, CompareTarget.CREATE_REVISION, 0)
+        result = await self._store.txn([absent], [Put(key.path, value)])
+        if not result.succeeded:
+            raise Exists(f"resource already exists: {key}")
+        return result.revision
+
+    async def replace(self, checked: Checked) -> int:
+        """Change an existing object; return the revision.
+
+        A resourceVersion in the document must be the stored one.  Without one, a conflict is tried again.
+
+        Raises:
+            WriteError: It does not exist, or is not what the user has seen.
+            Refused: It may not be changed so.
+        """
+        key, document, _ = checked
+        given = str(document["metadata"].get("resourceVersion") or "")
+        for _ in range(_ATTEMPTS):
+            row = await self._store.get(key.path)
+            if row is None:
+                raise Missing(f"resource does not exist: {key}")
+            if given and given != str(row.mod_revision):
+                raise WriteError(f"update conflict: {key}")
+            stored = _load(row, key)
+            check_unknown(checked, stored)
+            await check_among_others(self._store, key, document, stored)
+            value = _encode(for_update(stored, document, uid=str(uuid.uuid4()), now=_now()))
+            seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
+            result = await self._store.txn([seen], [Put(key.path, value, row.lease)])
+            if result.succeeded:
+                return result.revision
+        raise WriteError(f"update conflict: {key}")
+
+    async def apply(self, checked: Checked) -> int:
+        """Create, or change what exists; return the revision."""
+        key = checked.key
+        if key.kind == "ClusterInformation":
+            raise WriteError(f"operation apply is not supported on {key.kind}: it is managed by the nodes")
+        if await self._store.get(key.path) is None:
+            try:
+                return await self.create(checked)
+            except Exists:
+                pass  # somebody was quicker: then it is a change
+        return await self.replace(checked)
+
+    async def delete(self, document: Document, key: ResourceKey) -> int:
+        """Remove an object; return the revision.
+
+        Raises:
+            WriteError: There is none, or it is not what the user has seen.
+            Refused: It must stay.
+        """
+        given = str(document.get("metadata", {}).get("resourceVersion") or "")
+        row = await self._store.get(key.path)
         if row is None:
-            raise WriteError(f"resource does not exist: {key}")
+            raise Missing(f"resource does not exist: {key}")
         if given and given != str(row.mod_revision):
             raise WriteError(f"update conflict: {key}")
-        value = _encode(for_update(_load(row, key), document, uid=str(uuid.uuid4()), now=_now()))
+        await check_delete(self._store, key)
         seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
-        result = await store.txn([seen], [Put(key.path, value, row.lease)])
-        if result.succeeded:
-            return result.revision
-    raise WriteError(f"update conflict: {key}")
+        result = await self._store.txn([seen] if given else [], [Delete(key.path)])
+        if not result.succeeded:
+            raise WriteError(f"update conflict: {key}")
+        return result.revision
+
+    async def change(self, key: ResourceKey, change: Callable[[Document], Document]) -> int:
+        """Read, change and write back one object; return the revision.  Raises WriteError, Refused."""
+        for attempt in range(_ATTEMPTS):
+            row = await self._store.get(key.path)
+            if row is None:
+                raise Missing(f"resource does not exist: {key}")
+            changed = change(_load(row, key))
+            checked = check({"apiVersion": API_VERSION, **changed, "kind": key.kind}, key.namespace)
+            if checked.key != key:
+                raise WriteError(f"{key} cannot become {checked.key}")
+            checked.document["metadata"]["resourceVersion"] = str(row.mod_revision)
+            try:
+                return await self.replace(checked)
+            except (Missing, Exists):
+                raise
+            except WriteError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("not reached")
 
 
-async def apply(store: Datastore, document: Document, key: ResourceKey) -> int:
-    """Create, or change what exists; return the revision."""
-    if await store.get(key.path) is None:
-        try:
-            return await create(store, document, key)
-        except WriteError:
-            pass  # somebody was quicker: then it is a change
-    return await replace(store, document, key)
+class Skip(NamedTuple):
+    """What is no failure."""
+
+    exists: bool = False
+    missing: bool = False
 
 
-async def delete(store: Datastore, key: ResourceKey) -> int:
-    """Remove an object; return the revision.  Raises WriteError when there is none."""
-    row = await store.get(key.path)
-    if row is None:
-        raise WriteError(f"resource does not exist: {key}")
-    return (await store.txn((), [Delete(key.path)])).revision
-
-
-async def patch(store: Datastore, key: ResourceKey, change: Any) -> int:
-    """Merge ``change`` into an object (RFC 7386); return the revision.  Raises WriteError."""
-    row = await store.get(key.path)
-    if row is None:
-        raise WriteError(f"resource does not exist: {key}")
-    merged = merge_patch(_load(row, key), change)
-    check({"apiVersion": "projectcalico.org/v3", **merged}, key.namespace)
-    merged["metadata"]["resourceVersion"] = str(row.mod_revision)
-    return await replace(store, merged, key)
-
-
-async def write_all(store: Datastore | None, verb: str, documents: list[Document], namespace: str) -> tuple[int, int]:
+async def write_all(
+    store: Datastore | None, verb: str, documents: list[Document], namespace: str, skip: Skip | None = None
+) -> tuple[int, int]:
     """Do one verb to all documents, in order; return (exit code, revision), and say what was done.
 
     All are checked before the first is written; the first that is refused ends the work.
     """
     if not documents:
         raise WriteError("No resources specified")
-    keys = [check(document, namespace) if verb != "delete" else _key(document, namespace) for document in documents]
-    done: list[ResourceKey] = []
+    if verb == "delete":
+        checked = [Checked(key_for(document, namespace), document) for document in documents]
+    else:
+        checked = [check(document, namespace) for document in documents]
+    skip = skip or Skip()
+    writer = None if store is None else Writer(store)
+    if store is not None and verb != "delete":
+        await ensure_initialized(store)
+    done: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     revision = 0
-    for document, key in zip(documents, keys, strict=True):
+    for one in checked:
+        key = one.key
         try:
-            match verb:
-                case "create" if store is not None:
-                    revision = await create(store, document, key)
-                case "apply" if store is not None:
-                    revision = await apply(store, document, key)
-                case "replace" if store is not None:
-                    revision = await replace(store, document, key)
-                case "delete" if store is not None:
-                    revision = await delete(store, key)
-                case _:
-                    pass  # validate
-        except WriteError as why:
+            if writer is not None:
+                revision = await _do(writer, verb, one)
+            elif verb == "validate":
+                check_unknown(one, None)
+        except (WriteError, Refused) as why:
+            if (isinstance(why, Exists) and skip.exists) or (isinstance(why, Missing) and skip.missing):
+                skipped[key.kind] += 1
+                continue
             if done:
                 sys.stderr.write(
-                    f"Partial success: {_DONE[verb]} the first {len(done)} out of {len(documents)} resources:\n"
+                    f"Partial success: {_DONE[verb]} the first {done.total()} out of {len(documents)} resources:\n"
                 )
             sys.stderr.write(f"failed to {verb} '{key.kind}' resource: [{why}]\n")
             return 1, revision
-        done.append(key)
-    for kind, count in Counter(key.kind for key in done).items():
+        done[key.kind] += 1
+    for kind, count in done.items():
         print(f"Successfully {_DONE[verb]} {count} '{kind}' resource(s)")
+    for kind, count in skipped.items():
+        print(f"Skipped {count} '{kind}' resource(s)")
     return 0, revision
 
 
-def _key(document: Document, namespace: str) -> ResourceKey:
-    try:
-        return key_of(document, namespace)
-    except InvalidValue as why:
-        raise WriteError(str(why)) from None
+async def _do(writer: Writer, verb: str, checked: Checked) -> int:
+    match verb:
+        case "create":
+            return await writer.create(checked)
+        case "apply":
+            return await writer.apply(checked)
+        case "replace":
+            return await writer.replace(checked)
+        case "delete":
+            return await writer.delete(checked.document, checked.key)
+        case _:
+            return 0

@@ -75,7 +75,8 @@ def test_an_update_keeps_identity_status_and_unknown_fields_and_a_round_trip_is_
     assert ctl.stored("ippools/p1") == before
     assert ctl("patch", "ippool", "p1", "-p", '{"spec":{"natOutgoing":true}}').returncode == 0
     after = ctl.stored("ippools/p1")
-    assert after["spec"] == {"cidr": "10.1.0.0/16", "natOutgoing": True}
+    assert after["spec"] == {**before["spec"], "natOutgoing": True}
+    assert before["spec"]["blockSize"] == 26, "Calico's defaults are stored"
     assert (after["status"], after["novel"], after["metadata"]) == (
         before["status"],
         before["novel"],

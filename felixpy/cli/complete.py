@@ -1,0 +1,68 @@
+"""``felixctl completion bash|zsh`` and ``felixctl version``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from importlib import metadata
+
+from felixpy.cli.kinds import words
+
+_BASH = """\
+_felixctl() {{
+    local word="${{COMP_WORDS[COMP_CWORD]}}"
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "{verbs}" -- "$word"))
+    elif [ "$COMP_CWORD" -eq 2 ] && [[ " {kinded} " == *" ${{COMP_WORDS[1]}} "* ]] && [[ "$word" != -* ]]; then
+        COMPREPLY=($(compgen -W "{kinds}" -- "$word"))
+    elif [ "$COMP_CWORD" -ge 3 ] && [[ " {kinded} " == *" ${{COMP_WORDS[1]}} "* ]] && [[ "$word" != -* ]]; then
+        local names="$(felixctl get "${{COMP_WORDS[2]}}" -a -o custom-columns=NAME 2>/dev/null | tail -n +2)"
+        COMPREPLY=($(compgen -W "$names" -- "$word"))
+    else
+        COMPREPLY=($(compgen -f -- "$word"))
+    fi
+}}
+complete -F _felixctl felixctl
+"""
+
+
+def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=["bash", "zsh"])
+
+
+def completion(args: argparse.Namespace, verbs: list[str]) -> int:
+    """Print the script; ``source <(felixctl completion bash)``."""
+    if args.shell == "zsh":
+        print("autoload -U +X bashcompinit && bashcompinit")
+    kinded = "get delete patch label"
+    print(_BASH.format(verbs=" ".join(verbs), kinds=" ".join(words()), kinded=kinded), end="")
+    return 0
+
+
+def add_version_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--client", action="store_true", help="do not ask the datastore")
+
+
+async def version(args: argparse.Namespace) -> int:
+    """Client version, and what the datastore says of the cluster."""
+    try:
+        own = metadata.version("felixpy")
+    except metadata.PackageNotFoundError:
+        own = "unknown"
+    print(f"Client Version:    {own}")
+    if args.client:
+        return 0
+    import json
+
+    from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+    from libcalico.model.keys import ResourceKey
+
+    store = EtcdDatastore(EtcdSettings.from_env(os.environ))
+    try:
+        row = await store.get(ResourceKey("ClusterInformation", "default").path)
+    finally:
+        await store.close()
+    spec = json.loads(row.value).get("spec") or {} if row is not None else {}
+    print(f"Cluster Version:   {spec.get('calicoVersion') or 'unknown'}")
+    print(f"Cluster Type:      {spec.get('clusterType') or 'unknown'}")
+    return 0
