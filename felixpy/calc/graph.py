@@ -78,8 +78,10 @@ class Problem(msgspec.Struct, frozen=True, gc=False):
 class CalcGraph:
     """All calc nodes of the agent, wired."""
 
-    def __init__(self, node: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, node: str, environ: Mapping[str, str] | None = None, *, every_node: bool = False) -> None:
+        """Calculate for ``node``; ``every_node``: for the endpoints of all nodes, to answer questions about them."""
         self.node = node
+        self._every_node = every_node
         self.ip_sets = IpSets()
         self.resolver = PolicyResolver(self.ip_sets)
         self.routes = LocalRoutes()
@@ -97,7 +99,7 @@ class CalcGraph:
         self._config = FelixConfig()
         self._workloads: dict[str, EndpointId] = {}
         self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
-        self._on_interface: Index[str, EndpointId] = Index()
+        self._on_interface: Index[tuple[str, str], EndpointId] = Index()
         self._hosts: dict[str, HostEndpointId] = {}
         self._own_blocks: dict[str, Prefix] = {}
         self._policy_keys: dict[PolicyId, dict[str, ParsedPolicy]] = {}
@@ -254,19 +256,19 @@ class CalcGraph:
         labels = workload_labels(decoded, key.namespace)
         nets = tuple(addr.host_prefix for addr in state.addresses)
         self.ip_sets.put_item(state.id, labels, state.profiles, nets, state.ports)
-        self._set_local(state.id, state if state.id.node == self.node else None, labels)
+        self._set_local(state.id, state if self._is_local(state.id.node) else None, labels)
 
     def _set_local(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
         """Two endpoints may claim one interface: the lower id has it, the other waits in its shadow."""
         old = self._local.pop(endpoint, None)
-        touched: dict[str, None] = {}
+        touched: dict[tuple[str, str], None] = {}
         if old is not None:
-            self._on_interface.remove(old[0].interface, endpoint)
-            touched[old[0].interface] = None
+            self._on_interface.remove((endpoint.node, old[0].interface), endpoint)
+            touched[endpoint.node, old[0].interface] = None
         if state is not None:
             self._local[endpoint] = (state, labels)
-            self._on_interface.add(state.interface, endpoint)
-            touched[state.interface] = None
+            self._on_interface.add((endpoint.node, state.interface), endpoint)
+            touched[endpoint.node, state.interface] = None
         if old is not None and state is None:
             self._activate(endpoint, None, {})
         for interface in touched:
@@ -274,6 +276,9 @@ class CalcGraph:
             first = min(claimants, default=None)
             for claimant in claimants:
                 self._activate(claimant, *(self._local[claimant] if claimant == first else (None, {})))
+
+    def _is_local(self, node: str) -> bool:
+        return self._every_node or node == self.node
 
     def _activate(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
         self.endpoints.set(endpoint, state)
@@ -297,15 +302,19 @@ class CalcGraph:
         old = self._hosts.pop(path, None)
         if old is not None and (state is None or state.id != old):
             self.ip_sets.remove_item(old)
-            if old.node == self.node:
-                self.host_endpoints.on_endpoint(old, None, {})
+            self._set_host(old, None, {})
         if state is None:
             return
         self._hosts[path] = state.id
         nets = tuple(addr.host_prefix for addr in state.addresses)
         self.ip_sets.put_item(state.id, labels, state.profiles, nets, state.ports)
-        if state.id.node == self.node:
-            self.host_endpoints.on_endpoint(state.id, state, labels)
+        self._set_host(state.id, state, labels)
+
+    def _set_host(self, endpoint: HostEndpointId, state: HostEndpointState | None, labels: dict[str, str]) -> None:
+        if self._every_node:  # whose interfaces are where is not known here
+            self._activate_host(endpoint, state, labels)
+        elif endpoint.node == self.node:
+            self.host_endpoints.on_endpoint(endpoint, state, labels)
 
     def _close_host(
         self, path: str, key: ResourceKey, raw: bytes | None, reason: str, mod_revision: int

@@ -40,6 +40,8 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("name every object that cannot be used, and what the nodes say", "doctor"),
     "wait": Verb("until all live nodes' kernels match a revision; exit 3 names the laggards", "doctor",
                  "add_wait_arguments", "wait"),
+    "explain": Verb("why a flow passes or not: policies, rules, route, NAT", "explain"),
+    "plan": Verb("which flows a change of policy would open or close", "explain", "add_plan_arguments", "plan"),
     "policy-hits": Verb("what the rules in force on this node have counted", "hits", store=False),
     "datastore": Verb("export, import, lock and unlock the whole datastore", "backup"),
     "version": Verb("of this client and of the cluster", "complete", "add_version_arguments", "version", store=False),

@@ -397,6 +397,14 @@ def test_felixctl_shows_what_lies_in_the_datastore(lab: Lab) -> None:
     assert "resource does not exist" in missing.stderr
 
 
+def test_explain_says_of_each_pair_what_its_pings_say(lab: Lab, expect: ex.Expectation) -> None:
+    places = {name: place for name, place in expect.places.items() if not name.startswith("node2")}
+    for (source, target), passes in sorted(ex.ping_all(lab, places).items()):
+        ends = ["--from", places[source].address, "--to", places[target].address]
+        done = lab.node("node1").run(["felixctl", "explain", *ends, "--proto", "icmp"], check=False)
+        assert (done.returncode == 0) is passes, done.stdout + done.stderr
+
+
 def test_a_host_endpoint_found_by_its_address_closes_the_node_but_for_failsafes(lab: Lab) -> None:
     def tor_pings() -> bool:
         return lab.node("tor").run(["ping", "-q", "-c", "1", "-W", "0.5", "172.31.2.13"], check=False).returncode == 0

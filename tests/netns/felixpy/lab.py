@@ -148,7 +148,19 @@ class Node:
         self.put(f"globalnetworkpolicies/{name}", {"selector": "role == 'host'", **spec})
 
     def program(self) -> None:
+        """Bring the kernel up to date, and see that what it lists is what was meant."""
         assert self.graph.problems.items() == []
+        self.apply()
+
+        async def look_again() -> None:
+            self._nft.audit_due = True
+            again = await self._nft.reconcile(0)
+            assert (again.changed, again.drifted) == (0, [])
+
+        self.net.node.inside(look_again)
+
+    def apply(self) -> None:
+        """Bring the kernel up to date."""
         self.graph.flush()
         delta = self._renderer.render()
         for name, item in delta.sets.items():
@@ -159,14 +171,11 @@ class Node:
             if delta.sets.get(name, name) is not None:
                 self._nft.want_elements(name, change.add, change.remove, replace=change.replace)
 
-        async def apply() -> None:
+        async def write() -> None:
             outcome = await self._nft.reconcile(0)
             assert outcome.failed == {}
-            self._nft.audit_due = True
-            again = await self._nft.reconcile(0)
-            assert (again.changed, again.drifted) == (0, [])
 
-        self.net.node.inside(apply)
+        self.net.node.inside(write)
 
     def close(self) -> None:
         self._ops.close()

@@ -1,4 +1,4 @@
-"""After any history the rendered rules judge each packet as Calico's semantics say."""
+"""After any history the rendered rules judge each packet as Calico's semantics say, and explain says the same."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.graph import CalcGraph
+from felixpy.explain import judge as explain
+from felixpy.explain.judge import Judge
 from felixpy.render.names import endpoint_chain
 from felixpy.render.renderer import Renderer
+from libcalico.net import Addr
 from tests.oracle.policy import Packet, World
 from tests.oracle.ruleset import Ruleset
 from tests.property.felixpy.test_calculation import Desired
@@ -179,6 +182,15 @@ def packet(draw: st.DrawFn) -> Packet:
     )
 
 
+def as_asked(seen: Packet) -> explain.Packet:
+    """The oracle's packet in the product's terms."""
+    is_icmp = seen.protocol in {1, 58}
+    return explain.Packet(
+        Addr.parse(str(seen.source)), Addr.parse(str(seen.destination)), seen.protocol, seen.sport, seen.dport,
+        seen.icmp_type if is_icmp else -1, seen.icmp_code if is_icmp else -1,
+    )  # fmt: skip
+
+
 @given(objects, objects, st.lists(packet(), min_size=8, max_size=16), st.data())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_rules_judge_as_the_semantics_say(
@@ -209,7 +221,8 @@ def test_rules_judge_as_the_semantics_say(
             note(f"unusable: {graph.problems.items()}")
             event("unusable")
             return  # closed policies are another test's
-        rules = Ruleset(desired.chains, desired.elements)
+        rules, judge = Ruleset(desired.chains, desired.elements), Judge(graph)
+        id_of = {state.interface: endpoint_id for endpoint_id, state in graph.endpoints.items()}
         for key in held:
             if key in ENDPOINTS and ENDPOINTS[key][0] != 4:
                 for seen in packets:
@@ -217,3 +230,5 @@ def test_rules_judge_as_the_semantics_say(
                         name = endpoint_chain(f"cali{ENDPOINTS[key][0]}", direction)  # type: ignore[arg-type]
                         got, wanted = rules.accepts(name, seen), world.allows(key, direction, seen)
                         assert got is wanted, (key, direction, seen, held)
+                        told = judge.judge(id_of[f"cali{ENDPOINTS[key][0]}"], direction, as_asked(seen))  # type: ignore[arg-type]
+                        assert told.allowed is wanted, (key, direction, seen, told, held)
