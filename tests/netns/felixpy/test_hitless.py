@@ -58,8 +58,10 @@ def change(node: Node, rng: random.Random) -> None:
         node.put(f"globalnetworksets/s{rng.randrange(4)}", {"nets": members}, {"app": f"x{rng.randrange(5)}"})
     else:
         types = rng.choice([["Ingress"], ["Egress"]])
-        spec = {"order": rng.choice([1, 5, 50]), "selector": "all()", "types": types,
-                "ingress": [rule(rng) for _ in range(rng.randrange(7))], "egress": [rule(rng) for _ in range(3)]}  # fmt: skip
+        spec = {
+            "order": rng.choice([1, 5, 50]), "selector": "all()", "types": types,
+            "ingress": [rule(rng) for _ in range(rng.randrange(7))], "egress": [rule(rng) for _ in range(3)],
+        }  # fmt: skip
         spec.pop("egress" if spec["types"] == ["Ingress"] else "ingress")
         node.put(name, spec)
 
