@@ -110,6 +110,8 @@ class Daemon:
             self.config_error = error
             raise ControlError(error) from None
         self.config_error = ""
+        if self.kernel is not None:
+            self.kernel.on_configuration()
         self._change_sessions(config)
         self._start_exabgp(config, text)
         self._log.info("configured", rev=config.revision, peers=len(config.peers), blocks=len(config.blocks))
@@ -130,8 +132,8 @@ class Daemon:
         if not config.peers:
             self.process.suspend()
             return
-        listen = config.listen_addresses or ["0.0.0.0"]  # noqa: S104  # bindMode None: all addresses
-        self.process.start(exabgp_environment(listen, config.listen_port, os.environ))
+        every = ["0.0.0.0", "::"] if config.ipv6_address else ["0.0.0.0"]  # noqa: S104  # bindMode None: all addresses
+        self.process.start(exabgp_environment(config.listen_addresses or every, config.listen_port, os.environ))
         if changed and self.process.pid is not None:
             self.process.reload()
 
@@ -140,6 +142,8 @@ class Daemon:
     def _exabgp_came(self) -> None:
         self._log.info("exabgp-connected", pid=self.process.pid)
         self._announcer.new_exabgp()
+        if any(peer.authenticated for peer in self.speaker.config.peers):
+            self.process.reload()  # only a reload puts the passwords on the listening sockets (ExaBGP 5.0)
         self._wake.set()
 
     def _exabgp_went(self) -> None:

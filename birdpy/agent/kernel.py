@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
-from birdpy.rib.path import FibEntry, Resolution
+from birdpy.rib.path import FibEntry, LocalKind, Resolution
 from birdpy.rib.speaker import Speaker
 from libcalico.clock import Clock
-from libcalico.dataplane.routes import NextHop, Route, RouteKey, RouteType
+from libcalico.dataplane.routes import NextHop, Route, RouteKey, RouteProtocol, RouteType
 from libcalico.kernel.errors import KernelError
 from libcalico.kernel.links import LinkTable
 from libcalico.kernel.lookup import RouteLookup
@@ -17,6 +17,9 @@ from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.net import Addr, Prefix
 from libcalico.runtime.logs import get_logger
+
+_LINK_LOCAL = (Prefix.parse("fe80::/10"), Prefix.parse("ff00::/8"), Prefix.parse("169.254.0.0/16"))
+_NEVER_DIRECT = ("kube-ipvs*",)
 
 
 class KernelSync:
@@ -33,8 +36,9 @@ class KernelSync:
         ops = NetlinkRoutes(self._sock, self._links, table, (protocol,))
         self.routes = RouteReconciler(ops, lambda r: r.protocol == protocol and r.key.table == table)
         self._keys: dict[Prefix, RouteKey] = {}
+        self._learned: dict[Prefix, dict[RouteKey, tuple[LocalKind, str]]] = {}
         self._lookups_due = True
-        self._workloads_due = True
+        self._dump_due = True
         self._next_audit = 0.0
 
     def close(self) -> None:
@@ -71,7 +75,7 @@ class KernelSync:
     def _look_again(self) -> None:
         self.routes.on_link_change()
         self._lookups_due = True
-        self._workloads_due = True
+        self._dump_due = True
 
     def _on_route(self, event: RouteEvent) -> None:
         route = event.route
@@ -83,19 +87,16 @@ class KernelSync:
                 self._log.warning("route-drift", route=str(route.key.prefix), what=what, by=who(event.port_id))
             return
         self._lookups_due = True
-        if self._is_workload_route(route):
-            self._tell_workload(route, event.gone)
+        self._learn(route, gone=event.gone)
 
     # --- one pass ---------------------------------------------------------------------------------------------------
 
     async def learn(self) -> None:
         """Tell the speaker what the kernel says of next hops and local workloads."""
-        if self._workloads_due:
-            self._workloads_due = False
+        if self._dump_due:
+            self._dump_due = False
             await self._lookup.refresh_links()
-            for route in await self._lookup.dump_table(self._table):
-                if self._is_workload_route(route):
-                    self._tell_workload(route, gone=False)
+            self._learn_all(await self._lookup.dump_table(self._table))
         changed = self._speaker.wanted_next_hops.take_changes()
         wanted = list(self._speaker.wanted_next_hops) if self._lookups_due else [a for a, w in changed.items() if w]
         self._lookups_due = False
@@ -110,16 +111,62 @@ class KernelSync:
         hop = route.next_hops[0]
         return Resolution(hop.dev, hop.gateway, route.key.metric if hop.gateway else 0)
 
-    def _is_workload_route(self, route: Route) -> bool:
-        if route.type is not RouteType.UNICAST or not route.key.prefix.is_host or len(route.next_hops) != 1:
-            return False
-        dev = route.next_hops[0].dev
-        patterns = self._speaker.config.workload_interfaces
-        return route.next_hops[0].gateway is None and any(fnmatchcase(dev, pattern) for pattern in patterns)
+    # --- routes of others -------------------------------------------------------------------------------------------
 
-    def _tell_workload(self, route: Route, gone: bool) -> None:
-        interface = None if gone else route.next_hops[0].dev
-        self._speaker.on_kernel_route(route.key.prefix, interface, route.key.metric)
+    def _learn_all(self, routes: Iterable[Route]) -> None:
+        """Take a whole dump: what is not in it is gone (a link that goes down takes routes along without a word)."""
+        before, self._learned = self._learned, {}
+        for route in routes:
+            if (kind := self._kind_of(route)) is not None:
+                self._learned.setdefault(route.key.prefix, {})[route.key] = (kind, route.next_hops[0].dev)
+        for prefix in before.keys() | self._learned.keys():
+            self._tell(prefix)
+
+    def _learn(self, route: Route, *, gone: bool) -> None:
+        """Take one route that came or went."""
+        prefix, kind = route.key.prefix, None if gone else self._kind_of(route)
+        same = self._learned.get(prefix, {})
+        if kind is not None:
+            self._learned.setdefault(prefix, {})[route.key] = (kind, route.next_hops[0].dev)
+        elif same.pop(route.key, None) is None:
+            return
+        elif not same:
+            del self._learned[prefix]
+        self._tell(prefix)
+
+    def _tell(self, prefix: Prefix) -> None:
+        """Of several routes to one prefix the kernel uses the one with the lowest metric."""
+        routes = self._learned.get(prefix)
+        if not routes:
+            self._speaker.on_kernel_route(prefix, None)
+            return
+        key = min(routes)
+        kind, dev = routes[key]
+        self._speaker.on_kernel_route(prefix, dev, key.metric, kind)
+
+    def _kind_of(self, route: Route) -> LocalKind | None:
+        """What a route is to us; None: nothing (ours, no unicast, link-local, or on an interface to be ignored).
+
+        As BIRD's ``direct`` and ``kernel`` (with ``learn``) protocols in Calico's templates.
+        """
+        prefix = route.key.prefix
+        if route.type is not RouteType.UNICAST or not route.next_hops or route.protocol == self._protocol:
+            return None
+        dev, gateway, config = route.next_hops[0].dev, route.next_hops[0].gateway, self._speaker.config
+        if dev == "lo" or any(net.contains(prefix) for net in _LINK_LOCAL):
+            return None
+        if any(fnmatchcase(dev, pattern) for pattern in config.workload_interfaces):
+            return LocalKind.KERNEL if prefix.is_host and gateway is None and len(route.next_hops) == 1 else None
+        if route.protocol != RouteProtocol.KERNEL:
+            return LocalKind.ALIEN
+        ignored = any(fnmatchcase(dev, pattern) for pattern in (*config.ignored_interfaces, *_NEVER_DIRECT))
+        return None if ignored or gateway is not None else LocalKind.DIRECT
+
+    def on_configuration(self) -> None:
+        """Patterns of interfaces may have changed."""
+        self._dump_due = True
+
+    # --- into the kernel --------------------------------------------------------------------------------------------
 
     async def program(self) -> None:
         """Bring the kernel to what the speaker's FIB says."""
@@ -153,7 +200,7 @@ class KernelSync:
             del self._keys[prefix]
         if key is None or entry is None:
             return
-        hops = tuple(NextHop(hop.gateway, hop.dev) for hop in entry.hops)
+        hops = tuple(NextHop(hop.gateway, hop.dev, hop.onlink) for hop in entry.hops)
         hops = tuple(sorted(hops, key=lambda h: (h.dev, h.gateway.value if h.gateway else -1)))
         self._keys[prefix] = key
         self.routes.want(key, Route(key, self._protocol, next_hops=hops))

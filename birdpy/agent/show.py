@@ -51,7 +51,7 @@ def commands(daemon: Daemon) -> dict[str, Command]:
                     "localAs": peer.config.local_as,
                     "kind": peer.config.kind,
                     "routerId": session.router_id,
-                    "received": peer.received,
+                    "received": daemon.speaker.adj_rib_in.count(name),
                     "exported": len(daemon.speaker.adj_rib_out[name]),
                     "lastError": session.last_error,
                     "source": peer.config.source,

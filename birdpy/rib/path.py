@@ -79,6 +79,8 @@ class LocalKind(enum.Enum):
     BLOCK = "block"  # own IPAM block, announced as an aggregate
     STATIC = "static"  # an advertised service CIDR
     KERNEL = "kernel"  # a local workload's route, learned from the kernel
+    DIRECT = "direct"  # a connected subnet
+    ALIEN = "alien"  # any other route in the kernel; the only kind that a path from BGP is preferred to
 
 
 class LocalRoute(msgspec.Struct, frozen=True, gc=False):
@@ -102,6 +104,7 @@ class FibHop(msgspec.Struct, frozen=True, order=True, gc=False):
 
     gateway: Addr
     dev: str
+    onlink: bool = False
 
 
 class FibEntry(msgspec.Struct, frozen=True, gc=False):

@@ -14,8 +14,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from birdpy.rib.adj_rib_in import AdjRibIn, Key
 from birdpy.rib.decision import Candidate, Decision, decide
-from birdpy.rib.filters import CompiledRule, Subject, add_communities, compile_rules, judge
+from birdpy.rib.export import ExportPolicy, ExportTarget, RouteSource, compile_filters, prefers_local
+from birdpy.rib.filters import CompiledRule, Subject, compile_rules, judge
 from birdpy.rib.path import (
     DEFAULT_LOCAL_PREF,
     MAX_PRIORITY,
@@ -32,24 +34,41 @@ from libcalico.net import IPV4, Addr, Family, InterfaceAddr, Prefix
 from libcalico.reconcile import Index, Table
 
 Announcement = tuple[Prefix, int, Attributes]  # prefix, path id, attributes
+IPIP_DEVICE = "tunl0"
 
 
 class PeerState:
     """What is known of one peer."""
 
-    def __init__(self, config: Peer, compiled: dict[str, tuple[CompiledRule, ...]]) -> None:
-        self.config, self.filters = config, compiled
+    def __init__(self, config: Peer) -> None:
+        self.config = config
+        self.target = ExportTarget(config, compile_filters(config, compile_rules))
         self.address = Addr.parse(config.address)
         self.up = False
         self.router_id = 0
         self.families: frozenset[Family] = frozenset((self.address.family,))
         self.stale_until: float | None = None
         self.end_of_rib: set[Family] = set()
-        self.received = 0
+        self.refused = 0
+        """Routes that ``max_prefixes`` kept out since the session came up."""
+
+    def take(self, fresh: PeerState) -> None:
+        """Take a new configuration."""
+        self.config, self.target, self.address = fresh.config, fresh.target, fresh.address
+
+    @property
+    def filters(self) -> dict[str, tuple[CompiledRule, ...]]:
+        return self.target.filters
 
     @property
     def ebgp(self) -> bool:
-        return self.config.as_number != self.config.local_as
+        return self.target.ebgp
+
+    @property
+    def import_policy(self) -> tuple[object, ...]:
+        """What decides of a route from this peer; when it changes, what is held is judged again."""
+        c = self.config
+        return c.filters.import_v4, c.filters.import_v6, c.allow_local_as, c.local_as, c.as_number
 
 
 class SpeakerError(ValueError):
@@ -66,53 +85,56 @@ class Speaker:
         self.adj_rib_out: dict[str, Table[Prefix, Attributes]] = {}
         self.peers: dict[str, PeerState] = {}
         self.loc_rib: dict[Prefix, Decision] = {}
-        self._adj_rib_in: dict[Prefix, dict[tuple[str, int], Path]] = {}
-        self._prefixes_of: Index[str, Prefix] = Index()
+        self.adj_rib_in = AdjRibIn()
         self._local: dict[Prefix, LocalRoute] = {}
         self._kernel: dict[Prefix, LocalRoute] = {}
         self._resolutions: dict[Addr, Resolution] = {}
         self._next_hop_users: Index[Addr, Prefix] = Index()
+        self._gateway_users: Index[Addr, Prefix] = Index()
         self._touched: dict[Prefix, None] = {}
-        self._pools: tuple[tuple[Prefix, PoolPolicy], ...] = ()
-        self._blocks: tuple[Prefix, ...] = ()
-        self._statics: tuple[Prefix, ...] = ()
-        self._advertisements: tuple[tuple[Prefix, tuple[str, ...]], ...] = ()
+        self._policy = ExportPolicy(self.config)
+        self._gateways: dict[Prefix, Addr] = {}
+        self._wireguard: frozenset[Addr] = frozenset()
 
     # --- configuration ----------------------------------------------------------------------------------------------
 
     def configure(self, config: SpeakerConfig) -> None:
-        """Take a configuration as a whole; sessions and what was learned stay.  Raises SpeakerError, unchanged then."""
+        """Take a configuration as a whole; sessions and what was learned stay.  Raises SpeakerError, unchanged then.
+
+        What the peers told is judged anew where import policy changed; no session is touched for that.
+        """
         try:
-            peers = {p.name: PeerState(p, _compile(p)) for p in config.peers}
-            pools = tuple((Prefix.parse(p.cidr, strict=False), p) for p in config.pools)
-            blocks = tuple(Prefix.parse(text) for text in config.blocks)
-            statics = tuple(Prefix.parse(text, strict=False) for text in config.static_prefixes)
-            advertisements = tuple(
-                (Prefix.parse(a.cidr, strict=False), tuple(a.communities)) for a in config.prefix_advertisements
-            )
-            for text in (config.ipv4_address, config.ipv6_address):
-                if text:
-                    InterfaceAddr.parse(text)
+            peers = {p.name: PeerState(p) for p in config.peers}
+            policy = ExportPolicy(config)
+            gateways = {
+                peer.address.host_prefix: Addr.parse(peer.config.reachable_by)
+                for peer in peers.values()
+                if peer.config.reachable_by
+            }
+            wireguard = frozenset(map(Addr.parse, config.wireguard_peers))
         except ValueError as why:
             raise SpeakerError(str(why)) from None
-        self._change_peers(peers)
-        self.config, self._pools, self._blocks, self._statics = config, pools, blocks, statics
-        self._advertisements = advertisements
         before = self._local
-        self._local = {p: self._own(LocalKind.STATIC, p) for p in statics}
-        self._local |= {p: self._own(LocalKind.BLOCK, p) for p in blocks if not p.is_host}
-        for rows in (before, self._adj_rib_in, self._local, self._kernel):
+        identity = (self.config.router_id, self.config.cluster_id) != (config.router_id, config.cluster_id)
+        self.config, self._policy, self._wireguard = config, policy, wireguard
+        changed = self._change_peers(peers)
+        self._change_gateways(gateways)
+        self._local = {p: self._own(LocalKind.STATIC, p) for p in policy.statics}
+        self._local |= {p: self._own(LocalKind.BLOCK, p) for p in policy.blocks if not p.is_host}
+        for name in self.peers if identity else changed:
+            self._import_again(name)
+        for rows in (before, self.adj_rib_in, self._local, self._kernel):
             self._touched.update(dict.fromkeys(rows))
 
     def _own(self, kind: LocalKind, prefix: Prefix) -> LocalRoute:
-        return LocalRoute(kind, self._normal_priority(prefix.family))
+        return LocalRoute(kind, self._policy.normal_priority(prefix.family))
 
-    def _normal_priority(self, family: Family) -> int:
-        return self.config.ipv4_normal_route_priority if family is IPV4 else self.config.ipv6_normal_route_priority
-
-    def _change_peers(self, peers: dict[str, PeerState]) -> None:
+    def _change_peers(self, peers: dict[str, PeerState]) -> list[str]:
+        """Take the peers; return those whose import policy changed."""
+        changed = []
         for name in self.peers.keys() - peers.keys():
             self._drop_paths(name)
+            self.adj_rib_in.forget_raw(name)
             self.adj_rib_out.pop(name, None)
             del self.peers[name]
         for name, fresh in peers.items():
@@ -120,8 +142,35 @@ class Speaker:
             if old is None:
                 self.peers[name] = fresh
                 self.adj_rib_out[name] = Table(f"adj_rib_out {name}")
-            else:
-                old.config, old.filters, old.address = fresh.config, fresh.filters, fresh.address
+                continue
+            if old.import_policy != fresh.import_policy:
+                changed.append(name)
+            old.take(fresh)
+        return changed
+
+    def _change_gateways(self, gateways: dict[Prefix, Addr]) -> None:
+        """Host routes to peers (BGPPeer ``reachableBy``)."""
+        former, self._gateways = self._gateways, gateways
+        for prefix, gateway in former.items():
+            if gateways.get(prefix) != gateway:
+                self._gateway_users.remove(gateway, prefix)
+                self._want_next_hop(gateway)
+                self._touch_host_route(prefix)
+        for prefix, gateway in gateways.items():
+            if former.get(prefix) != gateway:
+                self._gateway_users.add(gateway, prefix)
+                self._want_next_hop(gateway)
+                self._touch_host_route(prefix)
+
+    def _touch_host_route(self, prefix: Prefix) -> None:
+        """It, and all that lies behind the host."""
+        self._touched[prefix] = None
+        self._touched.update(dict.fromkeys(self._next_hop_users.of(Addr(prefix.family, prefix.value))))
+
+    def _import_again(self, name: str) -> None:
+        told = list(self.adj_rib_in.told(name))
+        self.adj_rib_in.forget_raw(name)
+        self.update(name, told)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -132,6 +181,7 @@ class Speaker:
             return
         peer.up, peer.router_id, peer.families = True, router_id, frozenset(families)
         peer.end_of_rib.clear()
+        peer.refused = 0
         self._touch_everything()
 
     def peer_down(self, name: str, now: float, keep_s: float = 0.0) -> None:
@@ -145,12 +195,10 @@ class Speaker:
         if keep_s <= 0:
             peer.stale_until = None
             self._drop_paths(name)
+            self.adj_rib_in.forget_raw(name)
             return
         peer.stale_until = now + keep_s
-        for prefix in self._prefixes_of.of(name):
-            paths = self._adj_rib_in[prefix]
-            for key in [k for k in paths if k[0] == name]:
-                paths[key] = msgspec.structs.replace(paths[key], stale=True)
+        self.adj_rib_in.mark_stale(name)
 
     def end_of_rib(self, name: str, family: Family) -> None:
         """The peer has sent all it had: what is still stale is gone (RFC 4724 section 4.2)."""
@@ -174,12 +222,9 @@ class Speaker:
         return min((p.stale_until for p in self.peers.values() if p.stale_until is not None), default=None)
 
     def _drop_paths(self, name: str, *, only_stale: bool = False, family: Family | None = None) -> None:
-        for prefix in self._prefixes_of.of(name):
-            if family is not None and prefix.family is not family:
-                continue
-            for key, path in list(self._adj_rib_in[prefix].items()):
-                if key[0] == name and (path.stale or not only_stale):
-                    self._remove_path(prefix, key)
+        for prefix, path in self.adj_rib_in.items_of(name):
+            if (family is None or prefix.family is family) and (path.stale or not only_stale):
+                self._remove_path(prefix, (name, path.path_id))
 
     # --- routes -----------------------------------------------------------------------------------------------------
 
@@ -191,13 +236,25 @@ class Speaker:
         if peer is None:
             return
         for prefix, path_id in withdrawn:
+            self.adj_rib_in.drop_raw(name, prefix, path_id)
             self._remove_path(prefix, (name, path_id))
         for prefix, path_id, attributes in announced:
+            if self._is_too_much(peer, prefix, path_id):
+                continue
             accepted = None if self._loops(peer, attributes) else self._import(peer, prefix, attributes)
+            self.adj_rib_in.keep_raw(name, prefix, path_id, attributes, accepted)
             if accepted is None:
                 self._remove_path(prefix, (name, path_id))
             else:
                 self._put_path(prefix, Path(name, accepted, path_id))
+
+    def _is_too_much(self, peer: PeerState, prefix: Prefix, path_id: int) -> bool:
+        """True for a new route beyond the peer's limit: it is refused, and what is held stays."""
+        limit, name = peer.config.max_prefixes, peer.config.name
+        if not limit or self.adj_rib_in.held(name) < limit or self.adj_rib_in.knows(name, prefix, path_id):
+            return False
+        peer.refused += 1
+        return True
 
     def _loops(self, peer: PeerState, attributes: Attributes) -> bool:
         """RFC 4271 section 9.1.2 (AS loop), RFC 4456 section 8 (originator, cluster)."""
@@ -220,53 +277,47 @@ class Speaker:
         return None if verdict is False else changed
 
     def _put_path(self, prefix: Prefix, path: Path) -> None:
-        paths = self._adj_rib_in.setdefault(prefix, {})
         key = (path.peer, path.path_id)
-        old = paths.get(key)
-        if old == path:
+        if self.adj_rib_in.paths(prefix).get(key) == path:
             return
-        if old is not None:
-            self._release_next_hop(old, prefix, key)
-        paths[key] = path
-        if old is None:
-            self._prefixes_of.add(path.peer, prefix)
-            self.peers[path.peer].received += 1
-        next_hop = path.attributes.next_hop
-        if next_hop is not None and self._next_hop_users.add(next_hop, prefix):
-            self.wanted_next_hops.put(next_hop, True)
+        old = self.adj_rib_in.put(prefix, path)
+        self._release_next_hop(old, path, prefix)
+        if path.attributes.next_hop is not None and self._next_hop_users.add(path.attributes.next_hop, prefix):
+            self._want_next_hop(path.attributes.next_hop)
         self._touched[prefix] = None
 
-    def _remove_path(self, prefix: Prefix, key: tuple[str, int]) -> None:
-        paths = self._adj_rib_in.get(prefix)
-        path = paths.get(key) if paths is not None else None
-        if paths is None or path is None:
+    def _remove_path(self, prefix: Prefix, key: Key) -> None:
+        path = self.adj_rib_in.remove(prefix, key)
+        if path is None:
             return
-        self._release_next_hop(path, prefix, key)
-        del paths[key]
-        if not any(k[0] == key[0] for k in paths):
-            self._prefixes_of.remove(key[0], prefix)
-        if key[0] in self.peers:
-            self.peers[key[0]].received -= 1
-        if not paths:
-            del self._adj_rib_in[prefix]
+        self._release_next_hop(path, None, prefix)
         self._touched[prefix] = None
 
-    def _release_next_hop(self, path: Path, prefix: Prefix, key: tuple[str, int]) -> None:
-        next_hop = path.attributes.next_hop
-        others = (p for k, p in self._adj_rib_in[prefix].items() if k != key)
-        if next_hop is None or any(p.attributes.next_hop == next_hop for p in others):
+    def _release_next_hop(self, old: Path | None, new: Path | None, prefix: Prefix) -> None:
+        next_hop = old.attributes.next_hop if old is not None else None
+        if next_hop is None or (new is not None and new.attributes.next_hop == next_hop):
             return
-        if self._next_hop_users.remove(next_hop, prefix):
-            self.wanted_next_hops.discard(next_hop)
-            self._resolutions.pop(next_hop, None)
+        used = any(p.attributes.next_hop == next_hop for p in self.adj_rib_in.paths(prefix).values())
+        if not used and self._next_hop_users.remove(next_hop, prefix):
+            self._want_next_hop(next_hop)
 
-    def on_kernel_route(self, prefix: Prefix, interface: str | None, metric: int = 0) -> None:
-        """A local workload's route in the kernel; ``interface`` None: gone."""
+    def _want_next_hop(self, addr: Addr) -> None:
+        """Ask for its resolution as long as anything uses it."""
+        if addr in self._next_hop_users or addr in self._gateway_users:
+            self.wanted_next_hops.put(addr, True)
+        else:
+            self.wanted_next_hops.discard(addr)
+            self._resolutions.pop(addr, None)
+
+    def on_kernel_route(
+        self, prefix: Prefix, interface: str | None, metric: int = 0, kind: LocalKind = LocalKind.KERNEL
+    ) -> None:
+        """A route that the kernel has and that is not ours; ``interface`` None: gone."""
         if interface is None:
             if self._kernel.pop(prefix, None) is None:
                 return
         else:
-            route = LocalRoute(LocalKind.KERNEL, metric or self._normal_priority(prefix.family), interface)
+            route = LocalRoute(kind, metric or self._policy.normal_priority(prefix.family), interface)
             if self._kernel.get(prefix) == route:
                 return
             self._kernel[prefix] = route
@@ -281,9 +332,11 @@ class Speaker:
         else:
             self._resolutions[addr] = resolution
         self._touched.update(dict.fromkeys(self._next_hop_users.of(addr)))
+        for prefix in self._gateway_users.of(addr):
+            self._touch_host_route(prefix)
 
     def _touch_everything(self) -> None:
-        for rows in (self._adj_rib_in, self._local, self._kernel):
+        for rows in (self.adj_rib_in, self._local, self._kernel):
             self._touched.update(dict.fromkeys(rows))
 
     # --- thinking ---------------------------------------------------------------------------------------------------
@@ -299,12 +352,12 @@ class Speaker:
             else:
                 self.loc_rib[prefix] = decision
             local = self.local_route(prefix)
-            self.fib.set(prefix, None if local else self._fib_entry(prefix, decision))
+            self.fib.set(prefix, self._fib_entry(prefix, decision, local))
             for name, peer in up:
                 self.adj_rib_out[name].set(prefix, self._export(peer, prefix, decision, local))
 
     def _decide(self, prefix: Prefix) -> Decision | None:
-        paths = self._adj_rib_in.get(prefix)
+        paths = self.adj_rib_in.paths(prefix)
         return decide(self._candidate(path) for path in paths.values()) if paths else None
 
     def _candidate(self, path: Path) -> Candidate:
@@ -315,33 +368,67 @@ class Speaker:
 
     def _resolution_of(self, path: Path) -> Resolution | None:
         next_hop = path.attributes.next_hop
-        return self._resolutions.get(next_hop) if next_hop is not None else None
+        if next_hop is None:
+            return None
+        gateway = self._gateways.get(next_hop.host_prefix) if self._gateways else None
+        if gateway is None:
+            return self._resolutions.get(next_hop)
+        through = self._resolutions.get(gateway)
+        return None if through is None or through.gateway else Resolution(through.dev, gateway, through.metric)
 
     def local_route(self, prefix: Prefix) -> LocalRoute | None:
-        """This node's own route to the prefix."""
+        """This node's own route to the prefix, or what else the kernel has."""
         return self._local.get(prefix) or self._kernel.get(prefix)
 
-    def _fib_entry(self, prefix: Prefix, decision: Decision | None) -> FibEntry | None:
-        if decision is None or decision.best is None or not self._programs(prefix):
+    def _fib_entry(self, prefix: Prefix, decision: Decision | None, local: LocalRoute | None) -> FibEntry | None:
+        if prefix in self._gateways:
+            return self._host_route(prefix)
+        if decision is None or decision.best is None:
+            return None
+        metric = max(1, MAX_PRIORITY - _local_pref(decision.best.attributes))
+        if prefers_local(local) and not self._overrides(prefix, metric, local):
+            return None
+        pool, programs = self._pool_of(prefix)
+        if not programs:
             return None
         hops: dict[FibHop, None] = {}
         for path in decision.multipath:
             next_hop, resolution = path.attributes.next_hop, self._resolution_of(path)
-            if next_hop is not None and resolution is not None:
-                hops[FibHop(resolution.gateway or next_hop, resolution.dev)] = None
-        metric = max(1, MAX_PRIORITY - _local_pref(decision.best.attributes))
-        return FibEntry(tuple(sorted(hops)), metric)
+            if next_hop is not None and resolution is not None and next_hop not in self._wireguard:
+                hops[self._hop(pool, next_hop, resolution)] = None
+        return FibEntry(tuple(sorted(hops)), metric) if hops else None
 
-    def _programs(self, prefix: Prefix) -> bool:
-        """Whether we put this prefix into the kernel: not service CIDRs; pools as their policy says."""
-        if any(net.contains(prefix) for net in self._statics):
-            return False
-        for net, pool in self._pools:
+    def _overrides(self, prefix: Prefix, metric: int, local: LocalRoute | None) -> bool:
+        """A workload that has just moved away: its new node's route is better than the one to its old interface."""
+        is_workload = local is not None and local.kind is LocalKind.KERNEL
+        return is_workload and metric < self._policy.normal_priority(prefix.family)
+
+    def _host_route(self, prefix: Prefix) -> FibEntry | None:
+        gateway = self._gateways[prefix]
+        through = self._resolutions.get(gateway)
+        if through is None or through.gateway is not None:
+            return None
+        return FibEntry((FibHop(gateway, through.dev),), self._policy.normal_priority(prefix.family))
+
+    def _hop(self, pool: PoolPolicy | None, next_hop: Addr, resolution: Resolution) -> FibHop:
+        """Through the IP-in-IP device where the pool wants that (``programClusterRoutes: Enabled``)."""
+        mode = pool.ipip_mode if pool is not None and next_hop.family is IPV4 else "Never"
+        if mode == "Always" or (mode == "CrossSubnet" and not self._in_own_subnet(next_hop)):
+            return FibHop(next_hop, IPIP_DEVICE, onlink=True)
+        return FibHop(resolution.gateway or next_hop, resolution.dev)
+
+    def _in_own_subnet(self, addr: Addr) -> bool:
+        own: InterfaceAddr | None = self._policy.own_address(addr.family)
+        return own is not None and own.subnet.contains(addr)
+
+    def _pool_of(self, prefix: Prefix) -> tuple[PoolPolicy | None, bool]:
+        """The pool, and whether we put this prefix into the kernel: not service CIDRs; pools as their policy says."""
+        if any(net.contains(prefix) for net in self._policy.unprogrammed):
+            return None, False
+        for net, pool in self._policy.pools:
             if net.contains(prefix):
-                return pool.program
-        return self.config.program_unpooled
-
-    # --- export -----------------------------------------------------------------------------------------------------
+                return pool, pool.program
+        return None, self.config.program_unpooled
 
     def _export(
         self, peer: PeerState, prefix: Prefix, decision: Decision | None, local: LocalRoute | None
@@ -349,77 +436,19 @@ class Speaker:
         """What this peer shall be told of a prefix; None: nothing."""
         if prefix.family not in peer.families:
             return None
-        source: PeerState | None = None
-        if local is not None:
+        best = decision.best if decision is not None else None
+        if local is not None and (prefers_local(local) or best is None):
             attributes = Attributes(local_pref=MAX_PRIORITY - local.priority)
-            interface = local.interface
-        elif decision is not None and decision.best is not None:
-            source = self.peers[decision.best.peer]
-            if source is peer or not self._may_pass_on(source, peer):
-                return None
-            attributes, interface = decision.best.attributes, ""
-        else:
+            return self._policy.export(peer.target, prefix, attributes, local.interface, local, None)
+        if best is None:
             return None
-        rules = peer.filters["export_v4" if prefix.family is IPV4 else "export_v6"]
-        priority = MAX_PRIORITY - _local_pref(attributes)
-        subject = Subject(prefix, attributes, source is not None, interface, peer.ebgp, priority)
-        verdict, attributes = judge(rules, subject)
-        if verdict is None:
-            verdict = self._exports_by_default(prefix, attributes)
-        return self._dress(peer, source, prefix, attributes) if verdict else None
-
-    def _may_pass_on(self, source: PeerState, target: PeerState) -> bool:
-        """iBGP routes are passed on only by a route reflector, from or to its clients (RFC 4456 section 6)."""
-        if source.ebgp:
-            return True
-        if not self.config.cluster_id:
-            return False
-        return target.ebgp or source.config.rr_client or target.config.rr_client
-
-    def _exports_by_default(self, prefix: Prefix, attributes: Attributes) -> bool:
-        """Calico's own export filter, after the BGPFilters; the first hit decides."""
-        pools = [pool for net, pool in self._pools if net.contains(prefix)]
-        if any(not pool.export for pool in pools):
-            return False
-        if prefix in self._blocks:
-            return True
-        if any(block.contains(prefix) for block in self._blocks):
-            # aggregated, unless it is on its way to another node (live migration)
-            priority = MAX_PRIORITY - _local_pref(attributes)
-            return prefix in self._kernel and priority < self._normal_priority(prefix.family)
-        if any(net.contains(prefix) for net in self._statics):
-            return True
-        return bool(pools)
-
-    def _dress(self, peer: PeerState, source: PeerState | None, prefix: Prefix, attributes: Attributes) -> Attributes:
-        """The attributes as this peer shall see them (RFC 4271 section 5.1, RFC 4456 section 8)."""
-        communities = [c for net, values in self._advertisements if net.contains(prefix) for c in values]
-        if communities:
-            attributes = add_communities(attributes, communities)
-        mode = peer.config.next_hop_mode
-        keep = mode == "Keep" or (mode == "Auto" and not peer.ebgp)
-        next_hop = attributes.next_hop if keep and attributes.next_hop is not None else self._own_address(peer, prefix)
-        if peer.ebgp:
-            return msgspec.structs.replace(
-                attributes, next_hop=next_hop, local_pref=None, originator_id="", cluster_list=(),
-                med=None if source is not None else attributes.med, as_path=attributes.prepended(peer.config.local_as),
-            )  # fmt: skip
-        originator, clusters = attributes.originator_id, attributes.cluster_list
-        if source is not None and not source.ebgp:
-            originator = originator or str(Addr(IPV4, source.router_id))
-            clusters = (self.config.cluster_id, *clusters)
-        return msgspec.structs.replace(
-            attributes, next_hop=next_hop, local_pref=_local_pref(attributes), originator_id=originator,
-            cluster_list=clusters,
-        )  # fmt: skip
-
-    def _own_address(self, peer: PeerState, prefix: Prefix) -> Addr | None:
-        """Our address for a next hop of the prefix's family; the session's own if it is of that family."""
-        local = peer.config.local_address
-        if local and (addr := Addr.parse(local)).family is prefix.family:
-            return addr
-        text = self.config.ipv4_address if prefix.family is IPV4 else self.config.ipv6_address
-        return InterfaceAddr.parse(text).addr if text else None
+        source = self.peers[best.peer]
+        if source is peer:
+            return None
+        resolution = self._resolution_of(best)
+        told_by = RouteSource(source.ebgp, source.config.rr_client, source.router_id)
+        interface = resolution.dev if resolution is not None else ""
+        return self._policy.export(peer.target, prefix, best.attributes, interface, None, told_by)
 
     # --- for display and start-up -----------------------------------------------------------------------------------
 
@@ -429,34 +458,23 @@ class Speaker:
 
     def paths(self, prefix: Prefix) -> list[Path]:
         """All paths to a prefix."""
-        return list(self._adj_rib_in.get(prefix, {}).values())
+        return list(self.adj_rib_in.paths(prefix).values())
 
     def prefixes(self) -> list[Prefix]:
         """Every prefix that anything is known of."""
-        return sorted({*self._adj_rib_in, *self._local, *self._kernel})
+        return sorted({*self.adj_rib_in, *self._local, *self._kernel})
 
     @property
     def empty(self) -> bool:
         """True when nothing learned is held any more."""
-        return not (
-            self._adj_rib_in
-            or len(self._prefixes_of)
-            or len(self._next_hop_users)
-            or len(self.wanted_next_hops)
-            or self._resolutions
-            or self.loc_rib
-            or len(self.fib)
+        return (
+            self.adj_rib_in.empty
+            and not len(self._next_hop_users)
+            and len(self.wanted_next_hops) == len(self._gateway_users)
+            and not (self._resolutions.keys() - set(self._gateway_users))
+            and not self.loc_rib
+            and not len(self.fib)
         )
-
-
-def _compile(peer: Peer) -> dict[str, tuple[CompiledRule, ...]]:
-    f = peer.filters
-    return {
-        "import_v4": compile_rules(f.import_v4),
-        "import_v6": compile_rules(f.import_v6),
-        "export_v4": compile_rules(f.export_v4),
-        "export_v6": compile_rules(f.export_v6),
-    }
 
 
 def _local_pref(attributes: Attributes) -> int:

@@ -16,10 +16,18 @@ from confd.render import Renderer, RenderError
 from confd.resource import load_resources
 from confd.source import Source
 from libcalico.datastore.mailbox import Mailbox
+from libcalico.datastore.sync_api import SyncBatch
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program
 
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.5, 30.0
+
+
+def hide(text: str, secrets: list[str]) -> str:
+    """The text without what must not be shown."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "********")
+    return text
 
 
 class Confd:
@@ -51,8 +59,8 @@ class Confd:
         retry_s = _RETRY_FIRST_S
         rendered = False
         while True:
-            timeout = retry_s if self.failures and rendered else self._settings.interval_s or None
-            changed = await self._wait(timeout)
+            due_s = retry_s if self.failures and rendered else self._settings.interval_s or None
+            changed = await self._wait(due_s)
             if changed is None:
                 continue
             ok = await self._pass()
@@ -66,17 +74,36 @@ class Confd:
             if self._settings.onetime:
                 return 0 if ok else 1
 
-    async def _wait(self, timeout: float | None) -> bool | None:
-        """Wait for updates or the timeout; True: something changed, False: time is up, None: nothing to do."""
-        try:
-            batch = await asyncio.wait_for(self._mailbox.take(), timeout)
-        except TimeoutError:
-            return False
-        if not self._settings.onetime:  # let a burst of changes become one render
-            await asyncio.sleep(self._settings.settle_s)
+    async def _wait(self, due_s: float | None) -> bool | None:
+        """Wait for something to do; True: something changed, False: time is up, None: nothing to do after all.
+
+        Files beside the datastore are looked at every ``poll_s`` meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        due = None if due_s is None else loop.time() + due_s
+        while True:
+            poll_s = self._settings.poll_s
+            left_s = poll_s if due is None else max(0.0, min(poll_s, due - loop.time()))
+            try:
+                batch = await asyncio.wait_for(self._mailbox.take(), left_s)
+            except TimeoutError:
+                if self.renders and await asyncio.to_thread(self._source.changed_aside):
+                    return True
+                if due is not None and loop.time() >= due:
+                    return False
+            else:
+                return await self._take(batch)
+
+    async def _take(self, batch: SyncBatch) -> bool | None:
+        """Take a burst of changes as one: until it is quiet for ``settle_s``, at most ``settle_most_s``."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.settle_most_s
         changed = self._source.take(batch)
-        while len(self._mailbox):
-            batch = await self._mailbox.take()
+        while not self._settings.onetime or len(self._mailbox):
+            try:
+                batch = await asyncio.wait_for(self._mailbox.take(), min(self._settings.settle_s, end - loop.time()))
+            except TimeoutError:
+                break
             changed = self._source.take(batch) or changed
         self.revision = batch.revision
         if not batch.in_sync:
@@ -104,15 +131,15 @@ class Confd:
                 text = self._renderer.render(publisher.resource.src, values)
                 done = await publisher.publish(text, reload=not self._settings.sync_only)
             except (RenderError, PublishError) as why:
-                failures[name] = str(why)
-                if self.failures.get(name) != str(why):
-                    self._log.error("resource-failed", resource=name, reason=str(why))
+                failures[name] = reason = hide(str(why), self._source.secrets())
+                if self.failures.get(name) != reason:
+                    self._log.error("resource-failed", resource=name, reason=reason)
                 continue
             if done.changed:
                 self.changes += 1
                 self._log.info("published", resource=name, dest=str(publisher.resource.dest), reloaded=done.reloaded)
             if self._settings.noop and done.diff:
-                sys.stdout.write(done.diff)
+                sys.stdout.write(hide(done.diff, self._source.secrets()))
         self.failures = failures
         trouble = f", failed: {', '.join(failures)}" if failures else ""
         self._tell(f"rendered at revision {self.revision}{trouble}", ready=True)

@@ -102,6 +102,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
 
     from confd.agent.daemon import Confd
     from confd.source import CalicoSource, KeySource, Source, read_files
+    from confd.source.secrets import SecretFiles
     from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
     from libcalico.datastore.mailbox import Mailbox
     from libcalico.datastore.sync_api import SyncBatch, Update
@@ -113,7 +114,9 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
     source: Source
     if settings.backend == "calico":
         extra = {"python": sys.executable, "relay": _relay_path(), "socket": settings.exabgp_socket}
-        source = CalicoSource(node_name(settings.node, os.environ), settings.router_id, extra)
+        source = CalicoSource(
+            node_name(settings.node, os.environ), settings.router_id, extra, SecretFiles(Path(settings.secrets_dir))
+        )
     else:
         source = KeySource()
     if settings.backend == "file":

@@ -20,9 +20,12 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         prefix: Put before the keys of all resources (backend etcd).
         node: Name of this node (backend calico); empty: NODENAME, else the host name.
         interval_s: Render anew at least this often; 0: only on changes.
-        settle_s: How long to wait for more changes before rendering.
+        settle_s: Changes are rendered when none has come for so long.
+        settle_most_s: Changes that never cease are rendered as often as this.
         run_dir: Control socket.
+        secrets_dir: Passwords that BGPPeers refer to: ``<secretKeyRef.name>/<secretKeyRef.key>``, one file each.
         exabgp_socket: Where birdpy listens for ExaBGP.
+        poll_s: How often files beside the datastore (secrets) are looked at.
     """
 
     backend: str = "calico"
@@ -33,8 +36,11 @@ class ConfdSettings(msgspec.Struct, frozen=True):
     router_id: str = ""
     interval_s: float = 0.0
     settle_s: float = 0.05
+    settle_most_s: float = 1.0
     run_dir: str = "/run/calico/confd"
     exabgp_socket: str = "/run/calico/birdpy/exabgp.sock"
+    secrets_dir: str = "/etc/calico/bgp-secrets"
+    poll_s: float = 2.0
     log_level: str = "info"
     log_format: str = "auto"
     onetime: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import json
 import posixpath
@@ -41,6 +42,7 @@ class Renderer:
         )
         self._environment.filters["bare"] = bare
         self._environment.filters["to_json"] = _to_json
+        self._environment.filters["base64"] = base64_text
 
     def render(self, template: str, values: Mapping[str, Any]) -> str:
         """Raises RenderError."""
@@ -50,6 +52,11 @@ class Renderer:
             raise RenderError(f"{template}, line {why.lineno}: {why.message}") from None
         except jinja2.TemplateError as why:
             raise RenderError(f"{template}: {why}") from None
+
+
+def base64_text(value: object) -> str:
+    """RFC 4648: any text as one that needs no quoting."""
+    return base64.b64encode(str(value).encode()).decode()
 
 
 def _to_json(value: Any) -> str:

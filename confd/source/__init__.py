@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 import yaml
 
-from confd.context.bgp import BgpContext, BgpStore
-from confd.render import key_functions
+from confd.context.bgp import BgpContext, wanted_secrets
+from confd.context.store import BgpStore
+from confd.render import base64_text, key_functions
+from confd.source.secrets import SecretFiles
 from libcalico.datastore.sync_api import SyncBatch
 
 
@@ -31,12 +33,21 @@ class Source(Protocol):
         """Objects that could not be used: key to reason."""
         ...
 
+    def changed_aside(self) -> bool:
+        """True if something besides the updates has changed what templates see; asked every few seconds."""
+        ...
+
+    def secrets(self) -> list[str]:
+        """Texts that must not be shown."""
+        ...
+
 
 class CalicoSource:
     """Backend ``calico``: this node's BGP configuration."""
 
-    def __init__(self, node: str, router_id: str, extra: Mapping[str, Any]) -> None:
-        self._store = BgpStore(node)
+    def __init__(self, node: str, router_id: str, extra: Mapping[str, Any], secrets: SecretFiles) -> None:
+        self._store, self._files = BgpStore(node), secrets
+        self._passwords: dict[str, str] = {}
         self._router_id, self._extra = router_id, dict(extra)
         self._problems: dict[str, str] = {}
 
@@ -47,16 +58,23 @@ class CalicoSource:
         return changed
 
     def values(self) -> dict[str, Any] | None:
-        context = BgpContext(self._store, self._router_id)
+        context = BgpContext(self._store, self._router_id, self._files.read(wanted_secrets(self._store)))
         config = context.build()
-        self._problems = context.problems
-        return None if config is None else {"bgp": config, **self._extra}
+        self._problems, self._passwords = context.problems, context.passwords
+        return None if config is None else {"bgp": config, "passwords": context.passwords, **self._extra}
 
     def waiting_for(self) -> str:
         return f"a Node object {self._store.node} with spec.bgp"
 
     def problems(self) -> Mapping[str, str]:
         return self._problems
+
+    def changed_aside(self) -> bool:
+        return self._files.changed()
+
+    def secrets(self) -> list[str]:
+        encoded = [base64_text(p) for p in self._passwords.values()]
+        return [*encoded, *self._passwords.values()]
 
 
 class KeySource:
@@ -81,6 +99,12 @@ class KeySource:
 
     def problems(self) -> Mapping[str, str]:
         return {}
+
+    def changed_aside(self) -> bool:
+        return False
+
+    def secrets(self) -> list[str]:
+        return []
 
 
 def read_files(paths: list[Path]) -> dict[str, str]:

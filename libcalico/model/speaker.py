@@ -61,6 +61,8 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         ttl_security: GTSM hops (RFC 5082), 0: off.
         restart_time_s: Graceful restart time, 0: the default of 120 s.
         hold_time_s: Proposed hold time.
+        authenticated: The session has a TCP MD5 password (RFC 2385), which stands in ``exabgp.conf`` only.
+        reachable_by: Gateway of a host route to the peer that birdpy keeps; empty: none.
         max_prefixes: Reaction limit of prefixes taken from the peer; 0: none.
         source: Where the peer comes from, for error messages: ``mesh`` or ``BGPPeer(name)``.
     """
@@ -83,6 +85,8 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     keepalive_time_s: int = 0
     allow_local_as: int = 0
     max_prefixes: int = 0
+    authenticated: bool = False
+    reachable_by: str = ""
     filters: PeerFilters = PeerFilters()
     source: str = ""
 
@@ -90,7 +94,7 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 class PoolPolicy(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What birdpy must know of an IPPool: whether to export its routes, and who programs them.
 
-    ``program``: birdpy puts routes of this pool into the kernel.  ``tunnel``: through which device.
+    ``program``: birdpy puts routes of this pool into the kernel, through ``tunnel`` where ``ipip_mode`` says so.
     """
 
     cidr: str
@@ -119,9 +123,13 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
         ipv6_address: Likewise.
         blocks: Confirmed own IPAM blocks: announced as aggregates.
         static_prefixes: Advertised service CIDRs.
+        reflected_prefixes: Service CIDRs that a route reflector passes on, single addresses included.
+        unprogrammed_prefixes: Service CIDRs that never go into the kernel.
         pools: In order of their names; the first that contains a prefix decides.
         workload_interfaces: Patterns (``cali*``) of interfaces whose kernel routes are local workloads.
         ignored_interfaces: Patterns excluded from direct routes.
+        tunnel_interfaces: Patterns of devices whose routes never leave over iBGP: each node makes its own.
+        wireguard_peers: Addresses of nodes that are reached through WireGuard; felixpy programs their routes.
         normal_route_priority: Kernel metric of ordinary routes (Calico ≥ 3.32: 1024).
         kernel_protocol: rtm_protocol of the routes birdpy programs; kernel_table likewise.
     """
@@ -138,10 +146,14 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     peers: list[Peer] = []
     blocks: list[str] = []
     static_prefixes: list[str] = []
+    reflected_prefixes: list[str] = []
+    unprogrammed_prefixes: list[str] = []
     pools: list[PoolPolicy] = []
     prefix_advertisements: list[PrefixAdvertisement] = []
     workload_interfaces: list[str] = msgspec.field(default_factory=lambda: ["cali*"])
     ignored_interfaces: list[str] = []
+    tunnel_interfaces: list[str] = msgspec.field(default_factory=lambda: ["*.cali", "*.calico"])
+    wireguard_peers: list[str] = []
     program_unpooled: bool = True
     ipv4_normal_route_priority: int = 1024
     ipv6_normal_route_priority: int = 1024

@@ -84,7 +84,7 @@ event = st.one_of(
         st.just("configure"),
         st.just(""),
         st.none(),
-        st.builds(config, reflector=st.booleans(), filtered=st.just(False), export=st.booleans()),
+        st.builds(config, reflector=st.booleans(), filtered=st.booleans(), export=st.booleans()),
     ),
     st.tuples(st.just("flush"), st.just(""), st.none(), st.none()),
 )

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confd.agent.settings import ConfdSettings
-from confd.context.bgp import BgpContext, BgpStore
+from confd.context.bgp import BgpContext
+from confd.context.store import BgpStore
 from confd.render import Renderer as TextRenderer
 from felixpy.calc.graph import CalcGraph
 from felixpy.render.renderer import Renderer
@@ -145,7 +146,7 @@ def test_confd_uses_or_names_every_value_and_its_output_stays_well_formed(change
     if config is None:
         return
     renderer = TextRenderer(jinja2.FileSystemLoader(ConfdSettings().folder / "templates"))
-    values = {"bgp": config, "python": "/p", "relay": "/r", "socket": "/s"}
+    values = {"bgp": config, "passwords": {}, "python": "/p", "relay": "/r", "socket": "/s"}
     text = renderer.render("exabgp.conf.j2", values)
     assert text.count("\nneighbor ") == len(config.peers)
     assert text.count("{") == text.count("}")

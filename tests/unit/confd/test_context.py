@@ -9,7 +9,9 @@ import jinja2
 import pytest
 
 from confd.agent.settings import ConfdSettings
-from confd.context.bgp import BgpContext, BgpStore, NotUsable, parse_as_number, parse_duration
+from confd.context.bgp import BgpContext
+from confd.context.store import BgpStore
+from confd.context.values import NotUsable, parse_as_number, parse_duration
 from confd.render import Renderer, RenderError
 from libcalico.model.speaker import SpeakerConfig, decode_speaker_config
 
@@ -32,12 +34,16 @@ CLUSTER: dict[str, Any] = {
 }
 
 
-def build(extra: dict[str, Any] | None = None, me: str = "n1") -> tuple[SpeakerConfig, dict[str, str]]:
+def store_of(extra: dict[str, Any] | None = None, me: str = "n1") -> BgpStore:
     store = BgpStore(me)
     for key, value in {**CLUSTER, **(extra or {})}.items():
         if value is not None:
             store.on_update(key, value if isinstance(value, bytes) else json.dumps(value).encode())
-    context = BgpContext(store)
+    return store
+
+
+def build(extra: dict[str, Any] | None = None, me: str = "n1") -> tuple[SpeakerConfig, dict[str, str]]:
+    context = BgpContext(store_of(extra, me))
     config = context.build()
     assert config is not None
     return config, context.problems
@@ -147,14 +153,20 @@ def test_a_bad_as_number_is_refused(bad: str) -> None:
 
 
 def test_durations_are_gos() -> None:
-    assert [parse_duration(t) for t in ("", "90s", "1m30s", "2h", "1500ms")] == [0, 90, 90, 7200, 1]
+    assert [parse_duration(t) for t in ("", "90s", "1m30s", "2h", "1500ms")] == [0, 90, 90, 7200, 2]
     with pytest.raises(NotUsable):
         parse_duration("soon")
 
 
 def test_both_files_render_alike_whatever_the_order_of_updates_and_hold_only_safe_text() -> None:
     renderer = Renderer(jinja2.FileSystemLoader(ConfdSettings().folder / "templates"))
-    values = {"bgp": build()[0], "python": "/usr/bin/python3", "relay": "/x/relay.py", "socket": "/run/s"}
+    values = {
+        "bgp": build()[0],
+        "passwords": {},
+        "python": "/usr/bin/python3",
+        "relay": "/x/relay.py",
+        "socket": "/run/s",
+    }
     text = renderer.render("speaker.json.j2", values)
     assert decode_speaker_config(text.encode()) == values["bgp"]
     store = BgpStore("n1")

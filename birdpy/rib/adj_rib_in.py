@@ -1,0 +1,118 @@
+"""AdjRibIn: what each peer told, after import policy, and as much of it from before as a change of policy needs.
+
+Nearly all routes pass import policy untouched, so only those that it rejected or changed are kept a second time.
+A change of policy is then applied to what is held (soft reconfiguration): no peer is asked, no session touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from birdpy.rib.path import Attributes, Path
+from libcalico.net import Prefix
+from libcalico.reconcile import Index
+
+Key = tuple[str, int]  # peer, path id
+
+
+class AdjRibIn:
+    """All peers' paths by prefix."""
+
+    def __init__(self) -> None:
+        self.accepted: dict[Prefix, dict[Key, Path]] = {}
+        self.prefixes_of: Index[str, Prefix] = Index()
+        self._raw: dict[str, dict[tuple[Prefix, int], Attributes]] = {}
+        self._count: dict[str, int] = {}
+
+    def paths(self, prefix: Prefix) -> dict[Key, Path]:
+        return self.accepted.get(prefix, {})
+
+    def count(self, peer: str) -> int:
+        """How many paths of this peer were accepted."""
+        return self._count.get(peer, 0)
+
+    def held(self, peer: str) -> int:
+        """How many of this peer's paths take memory, at most."""
+        return self.count(peer) + len(self._raw.get(peer, ()))
+
+    def knows(self, peer: str, prefix: Prefix, path_id: int) -> bool:
+        return (peer, path_id) in self.paths(prefix) or (prefix, path_id) in self._raw.get(peer, ())
+
+    def put(self, prefix: Prefix, path: Path) -> Path | None:
+        """Hold a path; returns the former one."""
+        paths = self.accepted.setdefault(prefix, {})
+        key = (path.peer, path.path_id)
+        old = paths.get(key)
+        paths[key] = path
+        if old is None:
+            self.prefixes_of.add(path.peer, prefix)
+            self._count[path.peer] = self.count(path.peer) + 1
+        return old
+
+    def remove(self, prefix: Prefix, key: Key) -> Path | None:
+        """Forget a path; returns it."""
+        paths = self.accepted.get(prefix)
+        path = paths.pop(key, None) if paths is not None else None
+        if paths is None or path is None:
+            return None
+        if not any(k[0] == key[0] for k in paths):
+            self.prefixes_of.remove(key[0], prefix)
+        left = self.count(key[0]) - 1
+        if left:
+            self._count[key[0]] = left
+        else:
+            self._count.pop(key[0], None)
+        if not paths:
+            del self.accepted[prefix]
+        return path
+
+    def mark_stale(self, peer: str) -> None:
+        """Its session ended; what it told may be told again.  Policy does not change what is stale."""
+        self.forget_raw(peer)
+        for prefix in self.prefixes_of.of(peer):
+            paths = self.accepted[prefix]
+            for key in [k for k in paths if k[0] == peer]:
+                paths[key] = msgspec.structs.replace(paths[key], stale=True)
+
+    # --- as it was told ---------------------------------------------------------------------------------------------
+
+    def keep_raw(self, peer: str, prefix: Prefix, path_id: int, told: Attributes, accepted: Attributes | None) -> None:
+        """Remember what was told, if import policy made something else of it."""
+        if accepted == told:
+            self.drop_raw(peer, prefix, path_id)
+        else:
+            self._raw.setdefault(peer, {})[prefix, path_id] = told
+
+    def drop_raw(self, peer: str, prefix: Prefix, path_id: int) -> None:
+        raw = self._raw.get(peer)
+        if raw is not None and raw.pop((prefix, path_id), None) is not None and not raw:
+            del self._raw[peer]
+
+    def forget_raw(self, peer: str) -> None:
+        self._raw.pop(peer, None)
+
+    def told(self, peer: str) -> Iterator[tuple[Prefix, int, Attributes]]:
+        """All that a peer told and that is not stale, as it told it."""
+        raw = dict(self._raw.get(peer, {}))
+        for prefix in list(self.prefixes_of.of(peer)):
+            for (name, path_id), path in list(self.accepted[prefix].items()):
+                if name == peer and not path.stale:
+                    yield prefix, path_id, raw.pop((prefix, path_id), path.attributes)
+        for (prefix, path_id), attributes in raw.items():
+            yield prefix, path_id, attributes
+
+    @property
+    def empty(self) -> bool:
+        return not (self.accepted or len(self.prefixes_of) or self._raw or self._count)
+
+    def __iter__(self) -> Iterator[Prefix]:
+        return iter(self.accepted)
+
+    def items_of(self, peer: str) -> Iterable[tuple[Prefix, Path]]:
+        """The accepted paths of one peer."""
+        for prefix in list(self.prefixes_of.of(peer)):
+            for key, path in list(self.accepted[prefix].items()):
+                if key[0] == peer:
+                    yield prefix, path
