@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from lab import expect as ex
+from lab.routers import learned_routes
 from lab.runner import Lab
 
 
@@ -38,7 +39,7 @@ def _show_sessions(lab: Lab, expect: ex.Expectation) -> None:
             print(
                 f"  {node:6} {s['name']:18} AS {s['neighborAs']:<6} {state:12} {s['received']} in, {s['exported']} out"
             )
-    for name, info in ex.bird_sessions(lab, expect.bird):
+    for name, info in ex.bird_sessions(lab, expect.bird) if expect.bird else []:
         print(f"  {expect.bird:6} {name:18} {'(BIRD)':9} {_colour(info, '32' if info == 'Established' else '31')}")
 
 
@@ -47,8 +48,11 @@ def _show_routes(lab: Lab, expect: ex.Expectation) -> None:
     for node in expect.routes:
         for route in sorted(ex.node_routes(lab, node)):
             print(f"  {node:6} {route}")
-    for prefix, via in sorted(ex.bird_routes(lab, expect.bird).items()):
+    for prefix, via in sorted(ex.bird_routes(lab, expect.bird).items()) if expect.bird else []:
         print(f"  {expect.bird:6} {prefix} via {via} (learned by BIRD)")
+    for name, router in expect.routers.items():
+        for prefix, via in sorted(learned_routes(lab, name, router.kind).items()):
+            print(f"  {name:6} {prefix} via {via} (learned by {router.kind})")
 
 
 def _show_matrix(results: dict[tuple[str, str], bool], expect: ex.Expectation) -> None:

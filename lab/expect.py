@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lab.namespaces import LabError
+from lab.routers import Router, learned_routes
 from lab.runner import Lab
 
 
@@ -29,14 +30,15 @@ class Place:
 
 @dataclass
 class Expectation:
-    """The content of ``expect.yml``."""
+    """The content of ``expect.yml``; ``bird`` and ``routers`` are routers that are not ours."""
 
     places: dict[str, Place]
     denied: set[tuple[str, str]]
     routes: dict[str, set[str]]
     sessions: dict[str, int]
-    bird: str
+    bird: str = ""
     bird_routes: dict[str, str] = field(default_factory=dict)
+    routers: dict[str, Router] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Expectation:
@@ -46,7 +48,8 @@ class Expectation:
         except (OSError, yaml.YAMLError) as why:
             raise LabError(f"{path}: {why}") from None
         places = {
-            name: Place(name, p["node"], p.get("netns", ""), p["address"]) for name, p in document["places"].items()
+            name: Place(name, p["node"], p.get("netns", ""), p["address"])
+            for name, p in (document.get("places") or {}).items()
         }
         denied = {(a, b) for a, targets in document.get("denied", {}).items() for b in targets}
         return cls(
@@ -54,8 +57,9 @@ class Expectation:
             denied,
             {node: set(routes) for node, routes in document["routes"].items()},
             document["sessions"],
-            document["bird"],
+            document.get("bird", ""),
             document.get("bird_routes", {}),
+            {name: Router(r["kind"], r["routes"]) for name, r in document.get("routers", {}).items()},
         )
 
 
@@ -79,10 +83,14 @@ def ping_all(lab: Lab, places: dict[str, Place]) -> dict[tuple[str, str], bool]:
 def node_routes(lab: Lab, node: str) -> set[str]:
     """Routes that our daemons made on a node, as text: ``10.65.2.0/26 via 172.31.1.12 dev eth1 proto bird``."""
     found = set()
-    for line in lab.node(node).run(["ip", "route", "show"]).stdout.splitlines():
-        text = " ".join(line.split())
-        if re.search(r"proto (bird|80)\b", text) or re.search(r"\bdev cali", text):
-            found.add(re.sub(r" (metric \d+|scope link|onlink)", "", text))
+    for family in ("-4", "-6"):
+        for line in lab.node(node).run(["ip", "-o", family, "route", "show"]).stdout.splitlines():
+            text = " ".join(line.replace("\\", " ").split())
+            if text.startswith(("fe80:", "ff00:", "multicast")):
+                continue
+            if re.search(r"proto (bird|80)\b", text) or re.search(r"\bdev cali", text):
+                text = re.sub(r" (metric \d+|scope link|onlink|pref medium|weight 1)", "", text)
+                found.add(re.sub(r"^(blackhole .*) dev lo\b", r"\1", text))
     return found
 
 
@@ -130,7 +138,7 @@ def missing_sessions(lab: Lab, expect: Expectation) -> str:
         up = sum(1 for s in sessions if s["state"] == "up")
         if up != count:
             return f"{node} has {up} of {count} BGP sessions up"
-    down = [name for name, info in bird_sessions(lab, expect.bird) if info != "Established"]
+    down = [n for n, info in (bird_sessions(lab, expect.bird) if expect.bird else []) if info != "Established"]
     return f"{expect.bird}: not established: {', '.join(down)}" if down else ""
 
 
@@ -141,8 +149,14 @@ def missing_routes(lab: Lab, expect: Expectation) -> str:
         if have != wanted:
             absent, surplus = sorted(wanted - have), sorted(have - wanted)
             return f"{node}: missing {absent}, unexpected {surplus}"
-    have_bird = bird_routes(lab, expect.bird)
-    return "" if have_bird == expect.bird_routes else f"{expect.bird}: has {have_bird}, not {expect.bird_routes}"
+    have_bird = bird_routes(lab, expect.bird) if expect.bird else {}
+    if have_bird != expect.bird_routes:
+        return f"{expect.bird}: has {have_bird}, not {expect.bird_routes}"
+    for name, router in expect.routers.items():
+        learned = learned_routes(lab, name, router.kind)
+        if learned != router.routes:
+            return f"{name}: has {learned}, not {router.routes}"
+    return ""
 
 
 def wrong_pings(results: dict[tuple[str, str], bool], expect: Expectation) -> list[str]:

@@ -11,6 +11,8 @@ import contextlib
 import os
 from datetime import UTC, datetime
 
+import msgspec
+
 from birdpy.agent import show
 from birdpy.agent.kernel import KernelSync
 from birdpy.agent.sessions import Announcer, Session
@@ -23,7 +25,7 @@ from libcalico.clock import SystemClock
 from libcalico.model.speaker import SpeakerConfig, decode_speaker_config
 from libcalico.net import Addr
 from libcalico.runtime.control import ControlError, ControlServer
-from libcalico.runtime.logs import get_logger
+from libcalico.runtime.logs import configure_logging, get_logger
 from libcalico.runtime.supervise import Program, until_stopped
 
 _END_OF_RIB_AT_THE_LATEST_S = 10.0
@@ -48,6 +50,7 @@ class Daemon:
         self._exabgp_text = b""
         self._swept = False
         self.config_error = ""
+        self.started_at = self.configured_at = datetime.now(UTC)
         self.bad_lines = 0
 
     async def run(self) -> None:
@@ -100,7 +103,7 @@ class Daemon:
     def configure(self) -> None:
         """Read both files and take them; a refused one leaves the running one in force.  Raises ControlError."""
         try:
-            config = decode_speaker_config(self.settings.speaker_file.read_bytes())
+            config = self._with_limits(decode_speaker_config(self.settings.speaker_file.read_bytes()))
             text = self.settings.exabgp_file.read_bytes()
             self.speaker.configure(config)
         except (OSError, ValueError, SpeakerError) as why:
@@ -110,12 +113,22 @@ class Daemon:
             self.config_error = error
             raise ControlError(error) from None
         self.config_error = ""
+        self.configured_at = datetime.now(UTC)
+        if self.settings.log_level == "info":  # who set another has decided
+            with contextlib.suppress(ValueError):
+                configure_logging("birdpy", config.log_severity, self.settings.log_format)  # type: ignore[arg-type]
         if self.kernel is not None:
             self.kernel.on_configuration()
         self._change_sessions(config)
         self._start_exabgp(config, text)
         self._log.info("configured", rev=config.revision, peers=len(config.peers), blocks=len(config.blocks))
         self._wake.set()
+
+    def _with_limits(self, config: SpeakerConfig) -> SpeakerConfig:
+        """Peers without a limit of their own get that of the settings."""
+        most = self.settings.max_prefixes
+        peers = [p if p.max_prefixes else msgspec.structs.replace(p, max_prefixes=most) for p in config.peers]
+        return msgspec.structs.replace(config, peers=peers)
 
     def _change_sessions(self, config: SpeakerConfig) -> None:
         wanted = {peer.name: Addr.parse(peer.address) for peer in config.peers}
@@ -253,6 +266,13 @@ class Daemon:
 
     def _report(self) -> None:
         self._program.alive()
+        for name, session in self.sessions.items():
+            refused = self.speaker.peers[name].refused
+            if refused and not session.limited:
+                limit = self.speaker.peers[name].config.max_prefixes
+                session.last_error = f"more than {limit} prefixes: new ones are refused"
+                self._log.error("too-many-prefixes", peer=name, limit=limit, note="new ones are refused, others stay")
+            session.limited = bool(refused)
         up = sum(1 for s in self.sessions.values() if s.state == "up")
         trouble = ", configuration refused" if self.config_error else ""
         self._program.ready(f"{up}/{len(self.sessions)} sessions up, {len(self.speaker.fib)} routes{trouble}")

@@ -33,6 +33,7 @@ class Session:
         self.last_error = ""
         self.router_id = ""
         self.restart_time_s = 0
+        self.limited = False
         self.just_up = False
         self.owes_end_of_rib: set[Family] = set()
         self.unsent: set[Prefix] = set()

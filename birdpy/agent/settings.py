@@ -17,6 +17,7 @@ class BirdpySettings(msgspec.Struct, frozen=True):
         log_format: auto, console, json.
         restart_time_s: How long a lost peer's routes stay in force (RFC 4724), also over our own restart.
         sweep_after_s: A former run's routes go when all peers have told everything, but at the latest after this.
+        max_prefixes: Most routes taken from one peer, 0: no limit.  Beyond it new ones are refused, and it is said.
         audit_interval_s: How often the kernel's routes are read back.
     """
 
@@ -26,6 +27,7 @@ class BirdpySettings(msgspec.Struct, frozen=True):
     log_format: str = "auto"
     restart_time_s: float = 120.0
     sweep_after_s: float = 120.0
+    max_prefixes: int = 1_000_000
     audit_interval_s: float = 60.0
 
     @property

@@ -136,7 +136,10 @@ def _update(peer: str, message: dict[str, Any]) -> Event | None:
     for family_name, by_next_hop in update.get("announce", {}).items():
         if family_name not in _FAMILIES:
             continue
+        several = len(by_next_hop) > 1
         for next_hop, routes in by_next_hop.items():
+            if several and next_hop.lower().startswith("fe8"):
+                continue  # RFC 2545 section 3: it follows the global one, which is told for itself
             attributes = _attributes(base, next_hop)
             announced += [(*_nlri(route), attributes) for route in routes]
     withdrawn = [

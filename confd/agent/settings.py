@@ -15,7 +15,8 @@ class ConfdSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         backend: calico, etcd or file.
-        confdir: Folder with ``conf.d`` and ``templates``; empty: those that come with the package.
+        confdir: Folder with ``conf.d`` and ``templates``.  Two come with the package: ``exabgp`` (or empty), for ExaBGP
+            and birdpy, and ``bird``, for BIRD 2 instead of them.
         output_dir: Where relative destinations lie.
         prefix: Put before the keys of all resources (backend etcd).
         node: Name of this node (backend calico); empty: NODENAME, else the host name.
@@ -51,7 +52,9 @@ class ConfdSettings(msgspec.Struct, frozen=True):
 
     @property
     def folder(self) -> Path:
-        return Path(self.confdir) if self.confdir else Path(str(files("confd")))
+        package = Path(str(files("confd")))
+        named = {"": package, "exabgp": package, "bird": package / "bird"}
+        return named[self.confdir] if self.confdir in named else Path(self.confdir)
 
     @property
     def control_socket(self) -> Path:

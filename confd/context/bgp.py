@@ -27,6 +27,8 @@ _PROGRAMS = {  # programClusterRoutes: (pools with IP-in-IP, pools without encap
     "EnabledNoEncapOnly": (False, True),
 }
 
+_SEVERITIES = frozenset({"Trace", "Debug", "Info", "Warning", "Error", "Fatal"})
+
 
 def wanted_secrets(store: BgpStore) -> set[SecretRef]:
     """The secrets that any object names."""
@@ -87,7 +89,7 @@ class BgpContext:
             wireguard_peers=self._wireguard_peers(me),
             ipv4_normal_route_priority=default.ipv4_normal_route_priority or 1024,
             ipv6_normal_route_priority=default.ipv6_normal_route_priority or 1024,
-            log_severity=own.log_severity_screen or default.log_severity_screen or "Info",
+            log_severity=self._severity(own.log_severity_screen or default.log_severity_screen or "Info"),
         )
 
     def _pick_router_id(self, me: NodeView) -> str:
@@ -98,6 +100,12 @@ class BgpContext:
             return str(me.addresses[IPV4].addr)
         digest = hashlib.sha256(me.name.encode()).digest()
         return ".".join(str(max(1, b)) for b in digest[:4])
+
+    def _severity(self, text: str) -> str:
+        if text.capitalize() in _SEVERITIES:
+            return text.capitalize()
+        self.problems["logSeverityScreen"] = f"BGPConfiguration: spec.logSeverityScreen: {text!r} is unknown"
+        return "Info"
 
     def _wireguard_peers(self, me: NodeView) -> list[str]:
         """Nodes that this one reaches through WireGuard, if it has it itself."""

@@ -39,10 +39,12 @@ class Renderer:
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
+            extensions=["jinja2.ext.do"],
         )
         self._environment.filters["bare"] = bare
         self._environment.filters["to_json"] = _to_json
         self._environment.filters["base64"] = base64_text
+        self._environment.filters["quoted"] = quoted
 
     def render(self, template: str, values: Mapping[str, Any]) -> str:
         """Raises RenderError."""
@@ -52,6 +54,14 @@ class Renderer:
             raise RenderError(f"{template}, line {why.lineno}: {why.message}") from None
         except jinja2.TemplateError as why:
             raise RenderError(f"{template}: {why}") from None
+
+
+def quoted(value: object) -> str:
+    """A string in quotes, for files that know no escapes; raises RenderError for a text that cannot be one."""
+    text = str(value)
+    if '"' in text or any(ord(c) < 32 for c in text):
+        raise RenderError("a text with quotes or control characters cannot be written here")
+    return f'"{text}"'
 
 
 def base64_text(value: object) -> str:

@@ -1,0 +1,84 @@
+"""The BGP labs of containerlab/: each comes up as its expect.yml says, on its own, in network namespaces."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab import expect as ex
+from lab.namespaces import LabError
+from lab.runner import Lab
+
+ROOT = Path(__file__).parents[3] / "containerlab"
+NEEDS = {
+    "bird-node": "bird", "two-route-reflectors": "etcd", "tor-per-rack": "/usr/lib/frr/bgpd", "dual-stack": "bird",
+    "interop": "gobgpd",
+}  # fmt: skip
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+
+
+@contextmanager
+def running(name: str) -> Iterator[tuple[Lab, ex.Expectation]]:
+    """The lab, up and as expected."""
+    if shutil.which(NEEDS[name]) is None:
+        pytest.skip(f"no {NEEDS[name]}")
+    expect = ex.Expectation.load(ROOT / name / "expect.yml")
+    with Lab.from_file(ROOT / name / f"{name}.clab.yml", tied=True, name=f"test-{name}") as lab:
+        try:
+            ex.until("sessions", lambda: ex.missing_sessions(lab, expect), 30)
+            ex.until("routes", lambda: ex.missing_routes(lab, expect), 20)
+        except LabError:
+            for log in sorted(lab.state_dir.glob("*.log")):
+                print(f"== {log.name}\n{log.read_text()[-1500:]}")
+            for node in lab.nodes.values():
+                print(node.name, node.run(["sh", "-c", "tail -n 12 /var/log/calico/*.log"], check=False).stdout)
+            raise
+        yield lab, expect
+
+
+def wait_for_pings(lab: Lab, expect: ex.Expectation) -> None:
+    ex.until("pings", lambda: "; ".join(ex.wrong_pings(ex.ping_all(lab, expect.places), expect)), 20)
+
+
+def test_a_node_that_runs_bird_with_confds_templates_is_as_good_as_one_with_birdpy() -> None:
+    with running("bird-node") as (lab, expect):
+        wait_for_pings(lab, expect)
+        shown = lab.node("router").run(["birdc", "-s", "/run/bird.ctl", "show", "route", "all"]).stdout
+        assert shown.count("BGP.community: (64512,7)") == 2, "both nodes tag what they announce"
+        mode = lab.node("node2").run(["stat", "-c", "%a", "/etc/bird/bird.conf"]).stdout.strip()
+        assert mode == "600"
+
+
+def test_two_reflectors_pass_on_each_clients_routes_with_originator_and_cluster() -> None:
+    with running("two-route-reflectors") as (lab, _):
+        shown = lab.node("node1").run(["birdpy", "show", "route", "for", "10.65.22.1", "all", "-o", "json"]).stdout
+        assert shown.count('"172.31.0.22"') >= 4, "next hop and originator, by both reflectors"
+        assert shown.count('"244.0.0.1"') == 2
+        # a reflector lost costs no route
+        lab.node("rr1").run(["sh", "-c", "kill -STOP $(cat /run/calico/birdpy.pid); pkill -KILL -f 'exabgp serve[r]'"])
+        route = lab.node("node1").run(["ip", "route", "show", "10.65.22.0/26"]).stdout
+        assert "via 172.31.0.22" in route
+
+
+def test_racks_with_an_as_each_and_a_router_that_overrides_it() -> None:
+    with running("tor-per-rack") as (lab, _):
+        shown = lab.node("node1").run(["birdpy", "show", "route", "for", "10.65.2.1", "all"]).stdout
+        assert "as path: 65001 65001" in shown, "the rack's own AS number is overridden"
+
+
+def test_both_families_side_by_side() -> None:
+    with running("dual-stack") as (lab, expect):
+        wait_for_pings(lab, expect)
+        ping = ["ping", "-q", "-c", "1", "-W", "1", "fd00:65:2::1"]
+        ex.until("IPv6", lambda: "" if lab.node("node1").run(ping, netns="pod1", check=False).returncode == 0 else "no")
+
+
+def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
+    with running("interop") as (lab, _):
+        conf = "/var/lib/calico/birdpy/exabgp.conf"
+        assert lab.node("node1").run(["stat", "-c", "%a", conf]).stdout.strip() == "600"
+        assert "fr-s3cret" not in lab.node("node1").run(["ps", "-e", "-o", "args"]).stdout

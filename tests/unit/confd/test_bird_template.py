@@ -1,0 +1,113 @@
+"""The BIRD 2 configuration that confd writes: BIRD itself must take it, whatever the objects say."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from confd.agent.settings import ConfdSettings
+from confd.context.bgp import BgpContext
+from confd.render import Renderer, RenderError
+from tests.unit.confd.test_context import R, node, store_of
+
+EVERYTHING: dict[str, Any] = {
+    R + "nodes/n1": {
+        "metadata": {"labels": {"rack": "a"}},
+        "spec": {
+            "bgp": {
+                "ipv4Address": "10.0.0.10/24", "ipv6Address": "fd00:1::10/64", "routeReflectorClusterID": "1.0.0.1",
+            },
+            "wireguard": {"interfaceIPv4Address": "192.0.2.1"},
+        },
+    },
+    R + "nodes/n2": {
+        "spec": {"bgp": {"ipv4Address": "10.0.0.9/24"}, "wireguard": {"interfaceIPv4Address": "192.0.2.2"}},
+    },
+    R + "nodes/n3": node("10.0.1.30/24", ipv6Address="fd00:1::30/64"),
+    R + "bgpconfigurations/default": {
+        "spec": {
+            "listenPort": 1179, "bindMode": "NodeIP", "ignoredInterfaces": ["docker0", "veth*"],
+            "serviceClusterIPs": [{"cidr": "10.96.0.0/12"}, {"cidr": "fd00:96::/112"}],
+            "serviceExternalIPs": [{"cidr": "192.0.2.7/32"}], "logSeverityScreen": "Debug",
+            "communities": [{"name": "blue", "value": "1:2"}],
+            "prefixAdvertisements": [{"cidr": "10.65.0.0/16", "communities": ["blue", "1:2:3"]}],
+        }
+    },
+    R + "ippools/b": {"spec": {"cidr": "10.66.0.0/16", "disableBGPExport": True, "vxlanMode": "Always"}},
+    R + "ippools/c": {"spec": {"cidr": "fd00:65::/48"}},
+    R + "bgpfilters/f": {
+        "spec": {
+            "exportV4": [
+                {"action": "Reject", "cidr": "10.65.7.0/24", "matchOperator": "In",
+                 "prefixLength": {"min": 28, "max": 30}},
+                {"action": "Reject", "cidr": "10.65.8.0/24", "matchOperator": "NotEqual", "peerType": "iBGP"},
+                {"action": "Accept", "source": "RemotePeers", "interface": "eth*", "asPathPrefix": [1, "1.10"],
+                 "operations": [{"addCommunity": {"value": "1:2"}}, {"addCommunity": {"value": "1:2:3"}},
+                                {"prependASPath": {"prefix": [64512, 64513]}}, {"setPriority": {"value": 512}}]},
+                {"action": "Accept", "priority": 512, "communities": {"values": ["1:2:3"]}},
+            ],
+            "importV4": [{"action": "Reject", "communities": {"values": ["1:2"]}}, {"action": "Accept"}],
+            "importV6": [{"action": "Reject", "cidr": "fd00::/8", "matchOperator": "NotIn"}],
+        }
+    },
+    R + "bgppeers/a": {
+        "spec": {
+            "peerIP": "10.0.9.3", "asNumber": 1, "localASNumber": 2, "filters": ["f"], "ttlSecurity": 2,
+            "keepaliveTime": "5s", "maxRestartTime": "60s", "numAllowedLocalASNumbers": 2, "nextHopMode": "Keep",
+            "reachableBy": "10.0.0.1", "password": {"secretKeyRef": {"name": "bgp", "key": "k"}},
+        }
+    },
+    R + "bgppeers/b": {"spec": {"peerSelector": "all()", "filters": ["f"], "nextHopMode": "Self"}},
+    R + "bgppeers/c": {"spec": {"peerIP": "[fd00:9::3]:1790", "asNumber": 3, "sourceAddress": "None"}},
+}  # fmt: skip
+
+
+def render(extra: dict[str, Any], password: str = "s3cret; }", me: str = "n1") -> str:
+    context = BgpContext(store_of(extra, me), secrets={("bgp", "k"): password})
+    config = context.build()
+    assert config is not None
+    assert context.problems == {}
+    renderer = Renderer(jinja2.FileSystemLoader(ConfdSettings(confdir="bird").folder / "templates"))
+    return renderer.render("bird.conf.j2", {"bgp": config, "passwords": context.passwords})
+
+
+@pytest.mark.parametrize(("extra", "me"), [({}, "n1"), (EVERYTHING, "n1"), (EVERYTHING, "n2"), (EVERYTHING, "n3")])
+def test_bird_takes_the_file(extra: dict[str, Any], me: str, tmp_path: Path) -> None:
+    if shutil.which("bird") is None:
+        pytest.skip("no bird binary")
+    path = tmp_path / "bird.conf"
+    path.write_text(render(extra, me=me))
+    done = subprocess.run(["bird", "-p", "-c", str(path)], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, done.stderr + path.read_text()
+
+
+def test_the_words_for_bird_are_those_of_the_objects() -> None:
+    text = render(EVERYTHING)
+    for line in (
+        "if (net ~ [ 10.65.7.0/24{28,30} ]) then { reject; }",
+        "if (net != 10.65.8.0/24) then { reject; }",
+        '(source = RTS_BGP) && (defined(ifname) && ifname ~ "eth*") && (bgp_path ~ [= 1 65546 * =])',
+        "bgp_community.add((1, 2)); bgp_large_community.add((1, 2, 3));",
+        "bgp_path.prepend(64513); bgp_path.prepend(64512);",
+        "bgp_local_pref = 2147483135; accept; }",
+        'password "s3cret; }";',
+        "rr cluster id 1.0.0.1;",
+        "route 10.0.9.3/32 via 10.0.0.1;",
+        "multihop 2;",
+        "bgp_next_hop = 10.0.0.9",
+        "local 10.0.0.10 port 1179 as 2;",
+        "neighbor fd00:9::3 port 1790 as 3;",
+    ):
+        assert line in text, line
+    to_outside = text[text.index("protocol bgp Global_10_0_9_3") :]
+    assert "10.65.8.0/24" not in to_outside[: to_outside.index("calico_export")], "a rule for iBGP peers"
+
+
+def test_a_password_that_bird_cannot_be_told_is_refused() -> None:
+    with pytest.raises(RenderError, match="quotes"):
+        render(EVERYTHING, 'a"b')
