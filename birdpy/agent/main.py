@@ -31,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("configure", help="read the configuration again; waits for the answer")
     asked = commands.add_parser("show", help="ask the running daemon")
     asked.add_argument(
-        "what", nargs="+", help="status | protocols [all] [NAME] | route [for ADDR] [protocol P] [export P] [all]"
+        "what",
+        nargs="+",
+        help="status | protocols [all] [NAME] | neighbors | route [for ADDR] [protocol P] [export P] [all]",
     )
     asked.add_argument("-o", "--output", choices=["text", "json"], default="text")
     return parser
@@ -65,22 +67,23 @@ async def _ask(settings: BirdpySettings, args: argparse.Namespace) -> int:
     if args.command == "configure":
         print(await call(settings.control_socket, "configure", timeout_s=30))
         return 0
-    what, *words = args.what
-    if what in {"neighbors", "protocol"}:
-        what = "protocols"
-    if what in {"routes"}:
-        what = "route"
+    asked, *words = args.what
+    what = {"neighbors": "protocols", "protocol": "protocols", "routes": "route"}.get(asked, asked)
     if what not in {"status", "protocols", "route"}:
-        raise ValueError(f"cannot show {what!r}: status, protocols or route")
+        raise ValueError(f"cannot show {asked!r}: status, protocols, neighbors or route")
     options = _options(words) if what == "route" else {}
     result: Any = await call(settings.control_socket, what, options)
     if what == "protocols":
         names = [w for w in words if w != "all"]
+        if unknown := set(names) - {p["name"] for p in result}:
+            raise ValueError(f"there is no protocol {', '.join(sorted(unknown))}")
         result = [p for p in result if not names or p["name"] in names]
     if args.output == "json":
         print(json.dumps(result, indent=2))
     elif what == "status":
         show.print_status(result)
+    elif asked == "neighbors":
+        show.print_neighbors(result)
     elif what == "protocols":
         show.print_protocols(result, every="all" in words)
     else:

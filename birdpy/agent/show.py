@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from birdpy.rib.path import Attributes, Path
@@ -12,6 +13,7 @@ from libcalico.runtime.control import ControlError
 if TYPE_CHECKING:
     from birdpy.agent.daemon import Daemon
 
+_TIME = "%Y-%m-%d %H:%M:%S"
 Command = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
@@ -22,6 +24,11 @@ def commands(daemon: Daemon) -> dict[str, Command]:
         config = daemon.speaker.config
         return {
             "node": config.node,
+            "version": _version(),
+            "ipv4": config.ipv4_address,
+            "ipv6": config.ipv6_address,
+            "startedAt": daemon.started_at.strftime(_TIME),
+            "configuredAt": daemon.configured_at.strftime(_TIME),
             "routerId": config.router_id,
             "asNumber": config.as_number,
             "revision": config.revision,
@@ -44,7 +51,7 @@ def commands(daemon: Daemon) -> dict[str, Command]:
                     "name": name,
                     "proto": "BGP",
                     "state": session.state,
-                    "since": session.since.strftime("%Y-%m-%d %H:%M:%S") if session.since else "",
+                    "since": session.since.strftime(_TIME) if session.since else "",
                     "info": "Established" if session.state == "up" else session.fsm,
                     "neighbor": str(session.address),
                     "neighborAs": peer.config.as_number,
@@ -53,6 +60,12 @@ def commands(daemon: Daemon) -> dict[str, Command]:
                     "routerId": session.router_id,
                     "received": daemon.speaker.adj_rib_in.count(name),
                     "exported": len(daemon.speaker.adj_rib_out[name]),
+                    "refused": peer.refused,
+                    "maxPrefixes": peer.config.max_prefixes,
+                    "holdTime": peer.config.hold_time_s,
+                    "restartTime": session.restart_time_s,
+                    "authenticated": peer.config.authenticated,
+                    "rrClient": peer.config.rr_client,
                     "lastError": session.last_error,
                     "source": peer.config.source,
                 }
@@ -66,6 +79,13 @@ def commands(daemon: Daemon) -> dict[str, Command]:
             raise ControlError(str(why)) from None
 
     return {"status": status, "protocols": protocols, "route": route}
+
+
+def _version() -> str:
+    try:
+        return version("felixpy")
+    except PackageNotFoundError:
+        return ""
 
 
 def _routes(daemon: Daemon, args: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,6 +110,9 @@ def _routes(daemon: Daemon, args: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             best = local is None and decision is not None and path in decision.multipath
             row = _row(prefix, path.attributes, best=best, path=path)
+            resolution = speaker.resolution_of(path)
+            if resolution is not None:
+                row |= {"dev": resolution.dev, "gateway": str(resolution.gateway or path.attributes.next_hop)}
             if decision is not None:
                 row["why"] = decision.why.get((path.peer, path.path_id), "")
             rows.append(row)
@@ -125,6 +148,7 @@ def _row(prefix: Prefix, a: Attributes, *, best: bool, path: Path | None = None)
 
 def print_status(result: dict[str, Any]) -> None:
     """``birdpy show status``."""
+    print(f"birdpy {result['version']}, up since {result['startedAt']}, last configured {result['configuredAt']} UTC")
     print(f"node {result['node']}  router id {result['routerId']}  AS {result['asNumber']}")
     print(f"configuration of revision {result['revision']}, {result['sessionsUp']} of {result['sessions']} sessions up")
     print(f"{result['routes']} routes for the kernel")
@@ -147,9 +171,27 @@ def print_protocols(result: list[dict[str, Any]], *, every: bool = False) -> Non
         router_id = p["routerId"] or "?"
         print(f"    Neighbor {p['neighbor']} AS {p['neighborAs']}, local AS {p['localAs']}, router id {router_id}")
         print(f"    Routes: {p['received']} received, {p['exported']} exported")
+        extras = [w for w, on in (("TCP MD5", p["authenticated"]), ("route reflector client", p["rrClient"])) if on]
+        restart = f", graceful restart {p['restartTime']} s" if p["restartTime"] else ""
+        print(f"    Hold time {p['holdTime']} s{restart}{''.join(f', {word}' for word in extras)}")
+        if p["refused"]:
+            print(f"    Over the limit of {p['maxPrefixes']} prefixes: {p['refused']} refused")
         print(f"    From: {p['source'] or p['kind']}")
         if p["lastError"]:
             print(f"    Last error: {p['lastError']}")
+
+
+def print_neighbors(result: list[dict[str, Any]]) -> None:
+    """``birdpy show neighbors``: one line for each, as ``show bgp summary`` of other routers."""
+    rows: list[tuple[str, ...]] = [("Neighbor", "AS", "Name", "State", "Since", "Received", "Exported")]
+    for p in result:
+        rows.append(
+            (
+                p["neighbor"], str(p["neighborAs"]), p["name"], p["info"], p["since"], str(p["received"]),
+                str(p["exported"]),
+            )
+        )  # fmt: skip
+    print_table(rows)
 
 
 def print_routes(result: list[dict[str, Any]], *, every: bool = False) -> None:

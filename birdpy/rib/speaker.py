@@ -362,11 +362,12 @@ class Speaker:
 
     def _candidate(self, path: Path) -> Candidate:
         peer = self.peers[path.peer]
-        resolution = self._resolution_of(path)
+        resolution = self.resolution_of(path)
         metric = None if resolution is None else resolution.metric
         return Candidate(path, peer.ebgp, peer.router_id, peer.address.value, metric)
 
-    def _resolution_of(self, path: Path) -> Resolution | None:
+    def resolution_of(self, path: Path) -> Resolution | None:
+        """How the path's next hop is reached; None: it is not."""
         next_hop = path.attributes.next_hop
         if next_hop is None:
             return None
@@ -393,7 +394,7 @@ class Speaker:
             return None
         hops: dict[FibHop, None] = {}
         for path in decision.multipath:
-            next_hop, resolution = path.attributes.next_hop, self._resolution_of(path)
+            next_hop, resolution = path.attributes.next_hop, self.resolution_of(path)
             if next_hop is not None and resolution is not None and next_hop not in self._wireguard:
                 hops[self._hop(pool, next_hop, resolution)] = None
         return FibEntry(tuple(sorted(hops)), metric) if hops else None
@@ -445,7 +446,7 @@ class Speaker:
         source = self.peers[best.peer]
         if source is peer:
             return None
-        resolution = self._resolution_of(best)
+        resolution = self.resolution_of(best)
         told_by = RouteSource(source.ebgp, source.config.rr_client, source.router_id)
         interface = resolution.dev if resolution is not None else ""
         return self._policy.export(peer.target, prefix, best.attributes, interface, None, told_by)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Confd:
         self.renders = 0
         self.changes = 0
         self.revision = 0
+        self.listeners: list[Callable[[SyncBatch], None]] = []
         self.load_resources()
 
     def load_resources(self) -> None:
@@ -98,17 +100,22 @@ class Confd:
         """Take a burst of changes as one: until it is quiet for ``settle_s``, at most ``settle_most_s``."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.settle_most_s
-        changed = self._source.take(batch)
+        changed = self._take_one(batch)
         while not self._settings.onetime or len(self._mailbox):
             try:
                 batch = await asyncio.wait_for(self._mailbox.take(), min(self._settings.settle_s, end - loop.time()))
             except TimeoutError:
                 break
-            changed = self._source.take(batch) or changed
+            changed = self._take_one(batch) or changed
         self.revision = batch.revision
         if not batch.in_sync:
             return None
         return True if changed or not self.renders else None
+
+    def _take_one(self, batch: SyncBatch) -> bool:
+        for listener in self.listeners:
+            listener(batch)
+        return self._source.take(batch)
 
     async def _pass(self) -> bool | None:
         """Render and publish everything; False if anything failed, None if not enough is known."""

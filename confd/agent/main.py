@@ -101,6 +101,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
     import msgspec
 
     from confd.agent.daemon import Confd
+    from confd.agent.node_status import NodeStatusReporter
     from confd.source import CalicoSource, KeySource, Source, read_files
     from confd.source.secrets import SecretFiles
     from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
@@ -143,8 +144,13 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
         result.append(await confd.run())
         program.stop.set()
 
+    reporter = NodeStatusReporter(node_name(settings.node, os.environ), store, settings.birdpy_socket)
+    confd.listeners.append(reporter.on_batch)
+
     async def everything() -> None:
         async with asyncio.TaskGroup() as tasks:
+            if settings.backend == "calico" and not settings.onetime:
+                tasks.create_task(reporter.run(), name="node-status")
             tasks.create_task(syncer.run(), name="syncer")
             tasks.create_task(render(), name="render")
             tasks.create_task(confd.reloads(program), name="reload")

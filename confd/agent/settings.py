@@ -57,6 +57,10 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         return named[self.confdir] if self.confdir in named else Path(self.confdir)
 
     @property
+    def birdpy_socket(self) -> Path:
+        return Path(self.exabgp_socket).parent / "control.sock"
+
+    @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "control.sock"
 

@@ -191,3 +191,23 @@ def test_other_routes_of_the_kernel_leave_where_pool_or_filter_says(world: World
     finally:
         world.node.run("ip", "link", "del", "dummy1", check=False)
         world.node.run("ip", "link", "del", "x.calico", check=False)
+
+
+def test_show_answers_as_people_and_programs_ask(world: World) -> None:
+    status = world.ask("show", "status").stdout
+    assert "up since" in status
+    assert "5 of 5 sessions up" in status
+    assert "TCP MD5" in world.ask("show", "protocols", "all", "Node_172_31_1_2").stdout
+    neighbors = world.ask("show", "neighbors").stdout.splitlines()
+    assert len(neighbors) == 6
+    assert neighbors[1].split()[:4] == ["172.31.1.1", "64701", "Node_172_31_1_1", "Established"]
+    best = world.ask("show", "route", "for", "198.51.100.7").stdout
+    assert best.startswith("198.51.100.0/24")
+    assert "* via 172.31.1.1 [Node_172_31_1_1]" in best
+    assert "203.0.113.0/24" in world.ask("show", "route", "protocol", "Node_172_31_1_1").stdout
+    exported = world.ask("show", "route", "export", "Node_172_31_1_1", "all").stdout
+    assert "10.65.1.0/26" in exported
+    assert "as path: 64512" in exported
+    refused = world.ask("show", "protocols", "Nobody")
+    assert (refused.returncode, "no protocol Nobody" in refused.stderr) == (1, True)
+    assert world.ask("show", "weather").returncode == 1

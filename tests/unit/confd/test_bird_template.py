@@ -67,8 +67,8 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def render(extra: dict[str, Any], password: str = "s3cret; }", me: str = "n1") -> str:
-    context = BgpContext(store_of(extra, me), secrets={("bgp", "k"): password})
+def render(extra: dict[str, Any], me: str = "n1", *, text: str = "s3cret; }") -> str:
+    context = BgpContext(store_of(extra, me), secrets={("bgp", "k"): text})
     config = context.build()
     assert config is not None
     assert context.problems == {}
@@ -110,4 +110,4 @@ def test_the_words_for_bird_are_those_of_the_objects() -> None:
 
 def test_a_password_that_bird_cannot_be_told_is_refused() -> None:
     with pytest.raises(RenderError, match="quotes"):
-        render(EVERYTHING, 'a"b')
+        render(EVERYTHING, text='a"b')

@@ -1,0 +1,100 @@
+"""NodeStatusReporter: answers the CalicoNodeStatus objects of this node, each in its own period.
+
+confd does it, since it follows etcd's BGP objects anyway and birdpy does not; it asks birdpy on its control socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from confd.context.node_status import node_status
+from libcalico.datastore.api import Compare, CompareTarget, Datastore, Put
+from libcalico.datastore.errors import DatastoreError
+from libcalico.datastore.sync_api import SyncBatch
+from libcalico.runtime.control import ControlError, call
+from libcalico.runtime.logs import get_logger
+
+_PREFIX = "/calico/resources/v3/projectcalico.org/caliconodestatuses/"
+_LONGEST_S = 86400
+
+
+class NodeStatusReporter:
+    """Writes ``status`` into the objects that ask for it; all else in them stays as it is."""
+
+    def __init__(self, node: str, store: Datastore, birdpy_socket: Path) -> None:
+        self._node, self._store, self._socket = node, store, birdpy_socket
+        self._wanted: dict[str, tuple[tuple[str, ...], int]] = {}
+        self._due: dict[str, float] = {}
+        self._news = asyncio.Event()
+        self._log = get_logger("node-status")
+
+    def on_batch(self, batch: SyncBatch) -> None:
+        """Follow the objects."""
+        for update in batch.updates:
+            if not update.key.startswith(_PREFIX):
+                continue
+            wanted = _wanted(update.value, self._node)
+            if wanted == self._wanted.get(update.key):
+                continue  # our own status came back
+            self._due.pop(update.key, None)
+            if wanted is None:
+                self._wanted.pop(update.key, None)
+            else:
+                self._wanted[update.key] = wanted
+                self._due[update.key] = 0.0
+            self._news.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._news.clear()
+            for key in [k for k, due in self._due.items() if due <= loop.time()]:
+                classes, period_s = self._wanted[key]
+                self._due[key] = loop.time() + period_s
+                try:
+                    await self._answer(key, classes)
+                except DatastoreError as why:
+                    self._log.warning("status-not-written", key=key, reason=str(why))
+            soonest = min(self._due.values(), default=None)
+            timeout = None if soonest is None else max(0.05, soonest - loop.time())
+            try:
+                await asyncio.wait_for(self._news.wait(), timeout)
+            except TimeoutError:
+                continue
+
+    async def _answer(self, key: str, classes: tuple[str, ...]) -> None:
+        status: Any = None
+        protocols: list[Any] = []
+        routes: list[Any] = []
+        try:
+            status = await call(self._socket, "status")
+            protocols = await call(self._socket, "protocols")
+            routes = await call(self._socket, "route") if "Routes" in classes else []
+        except ControlError as why:
+            self._log.info("birdpy-does-not-answer", reason=str(why))
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        found = await self._store.get(key)
+        if found is None:
+            return
+        value = json.loads(found.value)
+        value["status"] = node_status(classes, status, protocols, routes, now)
+        text = json.dumps(value, separators=(",", ":")).encode()
+        unchanged = Compare(key, CompareTarget.MOD_REVISION, found.mod_revision)
+        await self._store.txn([unchanged], [Put(key, text)])  # changed meanwhile: the watch brings us back
+
+
+def _wanted(value: bytes | None, node: str) -> tuple[tuple[str, ...], int] | None:
+    """(classes, period in seconds) of an object that asks this node and wants to be kept up to date."""
+    try:
+        spec = json.loads(value or b"null")["spec"]
+        period = int(spec.get("updatePeriodSeconds", 10))
+        classes = tuple(str(c) for c in spec.get("classes") or ())
+        asked = spec.get("node") == node
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return (classes, min(period, _LONGEST_S)) if asked and period > 0 else None

@@ -1,0 +1,124 @@
+"""The loop: bursts become few renders, a failing resource stops no other, secrets stay hidden, a full disk is said."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from confd.agent.daemon import Confd
+from confd.agent.settings import ConfdSettings
+from confd.source import CalicoSource, KeySource
+from confd.source.secrets import SecretFiles
+from libcalico.datastore.mailbox import Mailbox
+from libcalico.datastore.sync_api import SyncBatch, Update
+from tests.unit.confd.test_context import CLUSTER, R
+
+
+def write(folder: Path, name: str, toml: str, template: str) -> None:
+    for sub in ("conf.d", "templates"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    (folder / "conf.d" / f"{name}.toml").write_text(f"[template]\nsrc = '{name}.j2'\n{toml}\n")
+    (folder / "templates" / f"{name}.j2").write_text(template)
+
+
+def settings(tmp_path: Path, **more: object) -> ConfdSettings:
+    base = ConfdSettings(backend="etcd", confdir=str(tmp_path / "confd"), output_dir=str(tmp_path / "out"), poll_s=0.05)
+    return msgspec.structs.replace(base, **more)
+
+
+async def wait_for(path: Path, text: str) -> None:
+    async with asyncio.timeout(10):
+        while not path.exists() or text not in path.read_text():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_thousand_changes_are_a_handful_of_renders_and_one_bad_template_stops_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "confd", "a", "dest = 'a'", "{{ getv('/missing') }}")
+    write(tmp_path / "confd", "b", "dest = 'b'", "{{ getv('/n') }}\n")
+    write(tmp_path / "confd", "c", "dest = 'c'", "{% if %}")
+    mailbox = Mailbox()
+    confd = Confd(settings(tmp_path), KeySource(), mailbox, None)
+    task = asyncio.create_task(confd.run())
+    try:
+        mailbox.put(SyncBatch([Update("/n", b"start", 1)], 1, in_sync=True))
+        await wait_for(tmp_path / "out" / "b", "start")
+        before = confd.renders
+        for number in range(1000):
+            mailbox.put(SyncBatch([Update("/n", str(number).encode(), number + 2)], number + 2, in_sync=True))
+            if number % 10 == 0:
+                await asyncio.sleep(0.005)
+        await wait_for(tmp_path / "out" / "b", "999")
+        assert confd.renders - before <= 5
+        assert set(confd.failures) == {"a", "c"}
+        assert "/missing" in confd.failures["a"]
+        assert "line 1" in confd.failures["c"]
+        assert confd.revision == 1001
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_changed_password_file_is_rendered_and_never_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secrets" / "bgp" / "k"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("first-pass")
+    secret.chmod(0o600)
+    write(
+        tmp_path / "confd", "a", "dest = 'a'\nmode = '0600'", "{% for p in passwords.values() %}{{ p }}{% endfor %}\n"
+    )
+    peer = {"peerIP": "10.0.9.3", "asNumber": 1, "password": {"secretKeyRef": {"name": "bgp", "key": "k"}}}
+    objects = {**CLUSTER, R + "bgppeers/p": {"spec": peer}}
+    updates = [Update(key, json.dumps(value).encode(), 1) for key, value in objects.items()]
+    source = CalicoSource("n1", "", {}, SecretFiles(tmp_path / "secrets"))
+    mailbox = Mailbox()
+    mailbox.put(SyncBatch(updates, 1, in_sync=True))
+    task = asyncio.create_task(Confd(settings(tmp_path), source, mailbox, None).run())
+    try:
+        await wait_for(tmp_path / "out" / "a", "first-pass")
+        assert (tmp_path / "out" / "a").stat().st_mode & 0o777 == 0o600
+        secret.write_text("second-pass")
+        await wait_for(tmp_path / "out" / "a", "second-pass")
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    (tmp_path / "out" / "a").unlink()
+    mailbox.put(SyncBatch(updates, 2, in_sync=True))
+    fresh = CalicoSource("n1", "", {}, SecretFiles(tmp_path / "secrets"))
+    assert await Confd(settings(tmp_path, noop=True, onetime=True), fresh, mailbox, None).run() == 0
+    shown = capsys.readouterr()
+    assert "+********" in shown.out
+    assert "second-pass" not in shown.out + shown.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tiny file system of its own")
+def test_a_full_disk_is_named_keeps_the_last_good_file_and_stops_no_other(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    write(tmp_path / "confd", "a", f"dest = '{full}/a'", "x" * 100_000)
+    write(tmp_path / "confd", "b", "dest = 'b'", "{{ getv('/n') }}")
+    values = tmp_path / "values.yml"
+    values.write_text("n: 1")
+    confd = f"{sys.executable} -m confd.agent.main -onetime -backend file -confdir {tmp_path}/confd"
+    script = (
+        f"mount -t tmpfs -o size=8k tmpfs {full} && echo good > {full}/a && "
+        f"{confd} -output-dir {tmp_path}/out -file {values}; status=$?; cat {full}/a; ls -A {full}; exit $status"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == "good\na\n", "the old file, and nothing half-written beside it"
+    assert "No space left" in done.stderr
+    assert (tmp_path / "out" / "b").read_text() == "1"
