@@ -126,7 +126,7 @@ class RouteReconciler:
 
     Level-triggered: run it at any time, any number of times; it looks at what differs, not at what happened.  Ours
     are the routes ``is_ours`` accepts; all others belong to somebody else and stay.  Until :meth:`start_sweep` is
-    called nothing that a former run left is removed.
+    called nothing that a former run left is removed, but for what was wanted since and is no more.
 
     Missing: a route whose device or gateway is not there waits; if it was to replace one of ours, that one stays
     meanwhile, so that a change never costs more than what the kernel has taken away itself.
@@ -151,6 +151,7 @@ class RouteReconciler:
         self.audit_due = True  # a new process reads the kernel before it writes
         self._ops, self._is_ours, self._take_over = ops, is_ours, take_over
         self._sweep = False
+        self._released: dict[RouteKey, None] = {}  # wanted in this run, and no more: goes before the sweep, too
         self._audited = False
         self._passing = False
         self._overtaken = False  # an event came in the middle of a pass: what we noted may be wrong
@@ -162,9 +163,12 @@ class RouteReconciler:
         """Say what shall be there; None: nothing."""
         if route is None:
             key = rtnl.canonical_key(key)
+            if not self._sweep and self.fib.wanted(key) is not None:
+                self._released[key] = None
         else:
             route = rtnl.canonical(route)
             key = route.key
+            self._released.pop(key, None)
         self.fib.want(key, route)
         self._release(key)
 
@@ -180,6 +184,7 @@ class RouteReconciler:
     def start_sweep(self) -> None:
         """All that we want has been said: from now on what is ours and not wanted goes."""
         self._sweep = True
+        self._released.clear()
 
     def on_route_event(self, route: Route, gone: bool) -> bool:
         """Somebody else set or deleted a route; True if a pass is called for.
@@ -257,14 +262,17 @@ class RouteReconciler:
 
     def _differs(self, key: RouteKey) -> bool:
         wanted = self.fib.wanted(key)
-        return wanted != self.fib.seen(key) and (wanted is not None or self._sweep)
+        return wanted != self.fib.seen(key) and (wanted is not None or self._may_remove(key))
+
+    def _may_remove(self, key: RouteKey) -> bool:
+        return self._sweep or key in self._released
 
     def _todo(self) -> list[tuple[RouteKey, Change]]:
         """What to write: device routes, then those with a gateway, then deletions the other way round."""
         todo = [
             (key, (self.fib.seen(key), wanted))
             for key, wanted in self.fib.pending()
-            if key not in self._held and (wanted is not None or self._sweep)
+            if key not in self._held and (wanted is not None or self._may_remove(key))
         ]
         todo.sort(key=lambda item: _rank(item[1]))
         return todo

@@ -68,6 +68,23 @@ async def test_the_first_look_adopts_and_reports_no_drift() -> None:
     assert (outcome.drifted, outcome.created, outcome.updated, outcome.deleted) == ([], 0, 0, 1)
 
 
+async def test_what_was_wanted_and_is_no_more_goes_before_the_sweep_and_a_former_runs_routes_stay() -> None:
+    kernel = FakeKernelRoutes([OURS], {"eth1"})
+    kernel.put(route(KEYS[1]))
+    reconciler = RouteReconciler(kernel, is_ours)
+    reconciler.want(KEY, route(KEY))
+    reconciler.want(KEYS[2], route(KEYS[2]))
+    await reconciler.reconcile(0)
+    reconciler.want(KEY, None)
+    reconciler.want(KEYS[2], None)
+    reconciler.want(KEYS[2], route(KEYS[2]))
+    assert (await reconciler.reconcile(0)).deleted == 1
+    assert set(kernel.routes) == {KEYS[1], KEYS[2]}
+    reconciler.start_sweep()
+    await reconciler.reconcile(0)
+    assert set(kernel.routes) == {KEYS[2]}
+
+
 async def test_a_late_event_of_a_deletion_that_was_repaired_does_no_harm() -> None:
     kernel = FakeKernelRoutes([OURS], {"eth1"})
     reconciler = RouteReconciler(kernel, is_ours)
