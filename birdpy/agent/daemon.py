@@ -73,6 +73,7 @@ class Daemon:
             tasks.create_task(self._announcer.run(), name="announce")
             tasks.create_task(self._think(self.kernel), name="think")
             tasks.create_task(self._reloads(), name="reload")
+            tasks.create_task(self._watch_exabgp(), name="watch-exabgp")
 
     # --- configuration ----------------------------------------------------------------------------------------------
 
@@ -149,6 +150,23 @@ class Daemon:
         self.process.start(exabgp_environment(config.listen_addresses or every, config.listen_port, os.environ))
         if changed and self.process.pid is not None:
             self.process.reload()
+
+    async def _watch_exabgp(self) -> None:
+        """Replace an ExaBGP that hangs; its peers keep our routes for the restart time."""
+        loop = asyncio.get_running_loop()
+        most_s = self.settings.exabgp_silence_s
+        suspicions = 0
+        while True:
+            self._pipe.ask_for_a_sign_of_life()
+            await asyncio.sleep(most_s / 3)
+            silent = self._pipe.connected and loop.time() - self._pipe.heard_at > most_s * 2 / 3
+            suspicions = suspicions + 1 if silent else 0
+            if suspicions > 1:  # a second look: it may be us who were too busy to listen
+                suspicions = 0
+                self._log.error(
+                    "exabgp-hangs", pid=self.process.pid, silent_s=most_s, note="it is replaced; routes stay"
+                )
+                self.process.kill()
 
     # --- ExaBGP's events --------------------------------------------------------------------------------------------
 

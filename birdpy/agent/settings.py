@@ -18,6 +18,7 @@ class BirdpySettings(msgspec.Struct, frozen=True):
         restart_time_s: How long a lost peer's routes stay in force (RFC 4724), also over our own restart.
         sweep_after_s: A former run's routes go when all peers have told everything, but at the latest after this.
         max_prefixes: Most routes taken from one peer, 0: no limit.  Beyond it new ones are refused, and it is said.
+        exabgp_silence_s: An ExaBGP that answers nothing for so long hangs, and is replaced.
         audit_interval_s: How often the kernel's routes are read back.
     """
 
@@ -28,6 +29,7 @@ class BirdpySettings(msgspec.Struct, frozen=True):
     restart_time_s: float = 120.0
     sweep_after_s: float = 120.0
     max_prefixes: int = 1_000_000
+    exabgp_silence_s: float = 30.0
     audit_interval_s: float = 60.0
 
     @property

@@ -132,6 +132,7 @@ def _update(peer: str, message: dict[str, Any]) -> Event | None:
         return None if family is None else PeerEndOfRib(peer, family)
     update = message.get("update", {})
     announced: list[Announcement] = []
+    missing: list[tuple[Prefix, int]] = []
     base = update.get("attribute", {})
     for family_name, by_next_hop in update.get("announce", {}).items():
         if family_name not in _FAMILIES:
@@ -140,6 +141,9 @@ def _update(peer: str, message: dict[str, Any]) -> Event | None:
         for next_hop, routes in by_next_hop.items():
             if several and next_hop.lower().startswith("fe8"):
                 continue  # RFC 2545 section 3: it follows the global one, which is told for itself
+            if next_hop == "no-nexthop":
+                missing += [_nlri(route) for route in routes]  # RFC 7606 section 7.3: treat as withdraw
+                continue
             attributes = _attributes(base, next_hop)
             announced += [(*_nlri(route), attributes) for route in routes]
     withdrawn = [
@@ -148,7 +152,7 @@ def _update(peer: str, message: dict[str, Any]) -> Event | None:
         if family_name in _FAMILIES
         for route in routes
     ]
-    return PeerUpdate(peer, announced, withdrawn)
+    return PeerUpdate(peer, announced, withdrawn + missing)
 
 
 def _nlri(route: Any) -> tuple[Prefix, int]:

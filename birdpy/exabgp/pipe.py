@@ -26,6 +26,8 @@ class ApiPipe:
         self._path = path
         self._on_open, self._on_line, self._on_close = on_open, on_line, on_close
         self._writer: asyncio.StreamWriter | None = None
+        self.heard_at = 0.0
+        """When the last line came (seconds, the loop's clock)."""
         self._log = get_logger("exabgp-pipe")
 
     async def run(self) -> None:
@@ -76,7 +78,9 @@ class ApiPipe:
         self._writer = asyncio.StreamWriter(write_transport, write_protocol, None, loop)
         self._on_open()
         try:
+            self.heard_at = loop.time()
             while line := await reader.readline():
+                self.heard_at = loop.time()
                 self._on_line(line)
         except ValueError:
             self._log.error("exabgp-line-too-long")
@@ -86,6 +90,15 @@ class ApiPipe:
                 if not end.is_closing():  # a pipe whose other end died has closed itself
                     end.close()
             self._on_close()
+
+    @property
+    def connected(self) -> bool:
+        return self._writer is not None
+
+    def ask_for_a_sign_of_life(self) -> None:
+        """Send a command that has an answer; never waits."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(b"version\n")
 
     async def send(self, commands: list[str]) -> bool:
         """Write commands and wait until the pipe has taken them; False when there is no ExaBGP."""
