@@ -205,6 +205,8 @@ def print_routes(result: list[dict[str, Any]], *, every: bool = False) -> None:
             print(
                 f"    local pref: {r['localPref']}  med: {r['med']}  communities: {' '.join(r['communities']) or '-'}"
             )
+            if r["originatorId"] or r["clusterList"]:
+                print(f"    originator: {r['originatorId'] or '-'}  cluster list: {' '.join(r['clusterList']) or '-'}")
             if r.get("why"):
                 print(f"    not chosen: {r['why']}")
 
