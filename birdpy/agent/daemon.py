@@ -133,6 +133,10 @@ class Daemon:
 
     def _change_sessions(self, config: SpeakerConfig) -> None:
         wanted = {peer.name: Addr.parse(peer.address) for peer in config.peers}
+        former = {session.address: name for name, session in self.sessions.items()}
+        for name, address in wanted.items():
+            if former.get(address, name) not in wanted:  # the same session under another name
+                self.sessions[name] = self.sessions.pop(former[address])
         for name in self.sessions.keys() - wanted.keys():
             del self.sessions[name]
         for name, address in wanted.items():

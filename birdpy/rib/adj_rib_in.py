@@ -76,6 +76,14 @@ class AdjRibIn:
             for key in [k for k in paths if k[0] == peer]:
                 paths[key] = msgspec.structs.replace(paths[key], stale=True)
 
+    def rename(self, old: str, new: str) -> None:
+        """The peer has another name."""
+        for prefix, path in list(self.items_of(old)):
+            self.remove(prefix, (old, path.path_id))
+            self.put(prefix, msgspec.structs.replace(path, peer=new))
+        if old in self._raw:
+            self._raw[new] = self._raw.pop(old)
+
     # --- as it was told ---------------------------------------------------------------------------------------------
 
     def keep_raw(self, peer: str, prefix: Prefix, path_id: int, told: Attributes, accepted: Attributes | None) -> None:

@@ -132,6 +132,12 @@ class Speaker:
     def _change_peers(self, peers: dict[str, PeerState]) -> list[str]:
         """Take the peers; return those whose import policy changed."""
         changed = []
+        names = {str(peer.address): name for name, peer in self.peers.items()}
+        for name, fresh in peers.items():
+            former = names.get(str(fresh.address), name)
+            if former not in peers:  # one session under another name, say Mesh_… that became Global_…
+                self.peers[name], self.adj_rib_out[name] = self.peers.pop(former), self.adj_rib_out.pop(former)
+                self.adj_rib_in.rename(former, name)
         for name in self.peers.keys() - peers.keys():
             self._drop_paths(name)
             self.adj_rib_in.forget_raw(name)

@@ -118,6 +118,21 @@ def test_a_change_of_one_session_restarts_that_one_only(world: World) -> None:
     assert {n for n in NAMES if after[n] != before[n]} == {"inner"}
 
 
+def test_a_peering_under_another_name_is_still_the_same_session(world: World) -> None:
+    until("kernel", lambda: "198.51.100.0/24" in world.kernel())
+    monitor = world.node.popen("ip", "monitor", "route", stdout=-1)
+    before = {name: world.since(name) for name in NAMES}
+    spec = world.objects[R + "bgppeers/tor"]["spec"]
+    world.apply({R + "bgppeers/tor": {"spec": {k: v for k, v in spec.items() if k != "node"}}})
+    session = world.sessions()["Global_172_31_1_1"]
+    assert (session["state"], session["received"]) == ("up", 2)
+    world.apply({R + "bgppeers/tor": {"spec": spec}})
+    assert world.sessions()["Node_172_31_1_1"]["received"] == 2
+    assert {name: world.since(name) for name in NAMES} == before
+    monitor.terminate()
+    assert "198.51.100.0/24" not in monitor.communicate(timeout=10)[0]
+
+
 def test_a_peer_may_ask_for_everything_again(world: World) -> None:
     before = world.birdc("tor", "show protocols all peer")
     world.birdc("tor", "reload in peer")

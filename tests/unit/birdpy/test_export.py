@@ -144,3 +144,19 @@ def test_families_a_session_has_not_are_not_told() -> None:
     made.on_kernel_route(Prefix.parse("fd00::/64"), "eth5", 0, LocalKind.DIRECT)
     assert not any(":" in p for p in out(made, "mesh"))
     assert made.peers["mesh"].families == {IPV4}
+
+
+def test_a_renamed_peer_keeps_all_it_told() -> None:
+    made = speaker()
+    learn(made, "tor", "198.51.100.0/24", "172.31.1.1", 64700)
+    made.flush()
+    peers = [msgspec.structs.replace(p, name="Global_tor") if p.name == "tor" else p for p in BASE.peers]
+    made.fib.take_changes()
+    made.configure(msgspec.structs.replace(BASE, peers=peers))
+    made.flush()
+    assert made.fib.take_changes() == {}
+    assert made.adj_rib_in.count("Global_tor") == 1
+    assert made.adj_rib_in.count("tor") == 0
+    made.peer_down("Global_tor", 0.0)
+    made.flush()
+    assert len(made.fib) == 0
