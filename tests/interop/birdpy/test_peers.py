@@ -147,6 +147,26 @@ def test_a_peer_may_ask_for_everything_again(world: World) -> None:
     assert "10.65.1.0/26" in world.told("tor")
 
 
+def test_a_peer_that_offers_several_paths_is_taken_at_its_word(world: World) -> None:
+    paths = """
+protocol static one { ipv4; route 192.0.2.0/24 via 172.31.1.1; }
+protocol static two { ipv4 { preference 199; }; route 192.0.2.0/24 via 172.31.1.4; }
+"""
+    several = BirdPeer("several", "172.31.1.6", 64706, channel="import all; export all; add paths tx;", extra=paths)
+    world.peers(several)
+    try:
+        world.apply({R + "bgppeers/several": bgp_peer("172.31.1.6", 64706)})
+        until("session", lambda: world.established("several"), 30)
+        until("both", lambda: world.kernel().get("192.0.2.0/24", "").count("nexthop") == 2)
+        world.birdc("several", "disable two")
+        until("one", lambda: "via 172.31.1.1 " in world.kernel().get("192.0.2.0/24", ""))
+        world.birdc("several", "disable one")
+        until("none", lambda: "192.0.2.0/24" not in world.kernel())
+    finally:
+        world.end_peer("several")
+        world.apply({R + "bgppeers/several": None})
+
+
 def test_a_missing_or_open_secret_keeps_that_session_away_and_no_other(world: World) -> None:
     before = {name: world.since(name) for name in NAMES if name != "secret"}
     world.passwords[("bgp", "two")] = ValueError("/etc/x: no such file")

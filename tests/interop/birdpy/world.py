@@ -49,8 +49,9 @@ class BirdPeer:
     """One BIRD with one session.  (One BIRD cannot have two sessions with the same neighbour.)"""
 
     def __init__(self, name: str, address: str, asn: int, *, node_as: int = 64512, options: str = "",
-                 channel: str = "import all; export all;", routes: tuple[str, ...] = ()) -> None:  # fmt: skip
-        self.name, self.address, self.channel = name, address, channel
+                 channel: str = "import all; export all;", routes: tuple[str, ...] = (),
+                 extra: str = "") -> None:  # fmt: skip
+        self.name, self.address, self.channel, self.extra = name, address, channel, extra
         self._asn, self._node_as, self._options, self.routes = asn, node_as, options, routes
 
     def text(self, folder: Path) -> str:
@@ -65,6 +66,7 @@ protocol device {{ scan time 1; }}
 {family} table links;
 protocol direct {{ {family} {{ table links; }}; }}
 protocol static own {{ {family}; {static} }}
+{self.extra}
 protocol bgp peer {{
     local {self.address} as {self._asn}; neighbor {node} as {self._node_as}; strict bind on;
     connect delay time 1; connect retry time 1; error wait time 1, 2; {self._options}
@@ -172,6 +174,8 @@ class World:
             "--config-dir", f"{self.folder}/etc", "--log-format", "console", stdout=log, stderr=log,
         )  # fmt: skip
         until("birdpy", lambda: self.show("status"))
+        if self.config is not None and self.config.peers:
+            until("ExaBGP", lambda: "exabgp-connected" in self.log())
 
     def render(self) -> None:
         store = BgpStore("n1")
