@@ -19,6 +19,7 @@ from libcalico.net import Addr, Prefix
 from libcalico.runtime.logs import get_logger
 
 _LINK_LOCAL = (Prefix.parse("fe80::/10"), Prefix.parse("ff00::/8"), Prefix.parse("169.254.0.0/16"))
+_DUMP_PAUSE = 10  # times as long as the last one took
 _NEVER_DIRECT = ("kube-ipvs*",)
 
 
@@ -39,6 +40,7 @@ class KernelSync:
         self._learned: dict[Prefix, dict[RouteKey, tuple[LocalKind, str]]] = {}
         self._lookups_due = True
         self._dump_due = True
+        self._no_dump_before = 0.0
         self._next_audit = 0.0
 
     def close(self) -> None:
@@ -93,10 +95,14 @@ class KernelSync:
 
     async def learn(self) -> None:
         """Tell the speaker what the kernel says of next hops and local workloads."""
-        if self._dump_due:
+        began = self._clock.monotonic()
+        if self._dump_due and began >= self._no_dump_before:
             self._dump_due = False
             await self._lookup.refresh_links()
             self._learn_all(await self._lookup.dump_table(self._table))
+            ended = self._clock.monotonic()
+            # links come and go with every workload, and a full table takes its time to read
+            self._no_dump_before = ended + _DUMP_PAUSE * (ended - began)
         changed = self._speaker.wanted_next_hops.take_changes()
         wanted = list(self._speaker.wanted_next_hops) if self._lookups_due else [a for a, w in changed.items() if w]
         self._lookups_due = False
@@ -207,5 +213,9 @@ class KernelSync:
 
     def next_due(self) -> float:
         """When to be run again (seconds, monotonic)."""
-        due = self.routes.next_due()
-        return self._next_audit if due is None else min(self._next_audit, due)
+        due = [self._next_audit]
+        if (retry := self.routes.next_due()) is not None:
+            due.append(retry)
+        if self._dump_due:
+            due.append(self._no_dump_before)
+        return min(due)

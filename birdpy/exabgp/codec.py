@@ -6,6 +6,7 @@ tests/interop/birdpy.  Commands are made from typed values only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -81,6 +82,26 @@ class CodecError(ValueError):
     """A line that is no event we understand."""
 
 
+_CODES = re.compile(r"\((\d+),\s*(\d+)\)")
+_ERRORS = {1: "message header error", 2: "OPEN error", 3: "UPDATE error", 4: "hold timer expired", 5: "FSM error"}
+_SUB_ERRORS = {
+    (2, 2): "bad peer AS", (2, 3): "bad router id", (2, 6): "unacceptable hold time", (2, 7): "unsupported capability",
+    (6, 1): "maximum number of prefixes reached", (6, 2): "administrative shutdown", (6, 3): "peer removed",
+    (6, 4): "administrative reset", (6, 5): "connection rejected", (6, 6): "configuration changed",
+    (6, 7): "connection collision", (6, 8): "out of resources", (6, 9): "hard reset", (6, 10): "BFD down",
+}  # fmt: skip
+
+
+def in_words(reason: str) -> str:
+    """A reason of ExaBGP's, the codes of a NOTIFICATION said in words (RFC 4271 section 4.5, RFC 4486, RFC 8538)."""
+    found = _CODES.search(reason)
+    if found is None:
+        return reason
+    code, subcode = int(found[1]), int(found[2])
+    words = _SUB_ERRORS.get((code, subcode)) or _ERRORS.get(code, "")
+    return f"{reason}: {words}" if words else reason
+
+
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -96,7 +117,7 @@ def decode(line: bytes) -> Event | None:
             sent = event["neighbor"].get("direction") == "send"
             return (_sent if sent else _update)(peer, event["neighbor"]["message"])
         if kind == "state":
-            return PeerState(peer, event["neighbor"]["state"], str(event["neighbor"].get("reason", "")))
+            return PeerState(peer, event["neighbor"]["state"], in_words(str(event["neighbor"].get("reason", ""))))
         if kind == "fsm":
             return PeerFsm(peer, event["neighbor"]["state"])
         if kind == "open" and event["neighbor"].get("direction") == "receive":

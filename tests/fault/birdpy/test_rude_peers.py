@@ -167,6 +167,17 @@ def test_an_unusable_peer_or_file_is_named_and_the_running_configuration_stays(w
     assert not world.show("status")["configurationError"]
 
 
+def test_a_silent_peer_is_given_up_when_its_hold_time_of_three_seconds_is_over() -> None:
+    with World() as world:
+        world.objects[R + "bgppeers/tor"] = bgp_peer("172.31.1.1", 64701, keepaliveTime="1s")
+        world.peers(TOR)
+        world.start()
+        until("session", lambda: world.established("tor") and "198.51.100.0/24" in world.kernel(), 30)
+        world.freeze("tor")
+        until("given up", lambda: "198.51.100.0/24" not in world.kernel(), 15)
+        assert "hold" in str(world.sessions()["Node_172_31_1_1"]["lastError"]).lower()
+
+
 def test_an_exabgp_that_hangs_is_replaced_and_forwarding_goes_on() -> None:
     with World(settings={"BIRDPY_EXABGP_SILENCE_S": "1.5"}) as world:
         world.objects[R + "bgppeers/tor"] = bgp_peer("172.31.1.1", 64701)

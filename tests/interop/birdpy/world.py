@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,10 @@ class World:
         process.kill()
         process.wait()
         self._control(name).unlink(missing_ok=True)
+
+    def freeze(self, name: str) -> None:
+        """Stop one: the connection stays, and nothing comes."""
+        self._birds[name].send_signal(signal.SIGSTOP)
 
     def _control(self, name: str) -> Path:
         return self.folder / f"{name}.ctl"
