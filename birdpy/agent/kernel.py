@@ -55,7 +55,7 @@ class KernelSync:
 
     async def watch(self) -> None:
         """Follow the kernel for ever."""
-        monitor = KernelMonitor(self._links.name_of)
+        monitor = KernelMonitor(self._links.name_of, ignore_port=self._sock.port_id)
         try:
             while True:
                 for event in await monitor.read():

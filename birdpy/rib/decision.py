@@ -58,6 +58,8 @@ def decide(candidates: Iterable[Candidate]) -> Decision:
             why[_key(candidate)] = "next hop is unreachable"
         else:
             left.append(candidate)
+    if len(left) == 1:  # the usual case
+        return Decision(left[0].path, (left[0].path,), why)
     for reason, measure in _BEFORE_MED:
         left = _keep_least(left, measure, reason, why)
     left = _by_med(left, why)

@@ -75,17 +75,19 @@ class KernelMonitor:
     """
 
     def __init__(
-        self, name_of: Mapping[int, str], sock: socket.socket | None = None, *, neighbours: bool = False
-    ) -> None:
+        self, name_of: Mapping[int, str], sock: socket.socket | None = None, *, neighbours: bool = False,
+        ignore_port: int = 0,
+    ) -> None:  # fmt: skip
         """Listen from now on.
 
         Args:
             name_of: Device names by index, kept by a ``LinkTable``.
             sock: A socket from :func:`open_monitor_socket`, to be taken over.
             neighbours: Join the neighbour group as well (busy: each reachability probe is an event).
+            ignore_port: Routes that this netlink port sets or deletes are no news: not even parsed.  0: none.
         """
         self._sock = sock or open_monitor_socket(neighbours)
-        self._name_of = name_of
+        self._name_of, self._ignore_port = name_of, ignore_port
         self._buffer = bytearray(_READ_BYTES)
 
     def close(self) -> None:
@@ -151,6 +153,8 @@ class KernelMonitor:
                     if (address := rtnl.parse_address(body)) is not None:
                         events.append(AddressEvent(address, kind == rtnl.RTM_DELADDR))
                 case rtnl.RTM_NEWROUTE | rtnl.RTM_DELROUTE:
+                    if port and port == self._ignore_port:
+                        continue
                     if (route := rtnl.parse_route(body, self._name_of)) is not None:
                         events.append(RouteEvent(route, kind == rtnl.RTM_DELROUTE, port))
                 case rtnl.RTM_NEWNEIGH | rtnl.RTM_DELNEIGH:

@@ -1,0 +1,51 @@
+"""ExaBGP's words: prefixes, next hops and reasons, also odd ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from birdpy.exabgp.codec import CodecError, PeerState, PeerUpdate, decode, in_words
+from libcalico.net import Prefix
+
+
+def update(announce: dict[str, Any], family: str = "ipv4 unicast") -> bytes:
+    message = {"update": {"attribute": {"origin": "igp"}, "announce": {family: announce}}}
+    neighbor = {"address": {"peer": "10.0.0.2"}, "direction": "receive", "message": message}
+    return json.dumps({"type": "update", "neighbor": neighbor}).encode()
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "0.0.0.0/0", "10.1.2.3/32", "10.1.2.3/24", "255.255.255.255/1"])
+def test_a_prefix_is_read_as_everywhere_else(text: str) -> None:
+    event = decode(update({"10.0.0.2": [{"nlri": text}]}))
+    assert isinstance(event, PeerUpdate)
+    assert event.announced[0][0] == Prefix.parse(text, strict=False)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0/8", "10.0.0.0", "x/8", "10.0.0.0/-1", ""])
+def test_what_is_no_prefix_is_an_error_with_a_name(text: str) -> None:
+    with pytest.raises(CodecError):
+        decode(update({"10.0.0.2": [{"nlri": text}]}))
+
+
+def test_of_two_next_hops_the_global_one_counts_and_a_missing_one_is_a_withdrawal() -> None:
+    both = {"fd00::2": [{"nlri": "fd00:1::/64"}], "fe80::2": [{"nlri": "fd00:1::/64"}]}
+    event = decode(update(both, "ipv6 unicast"))
+    assert isinstance(event, PeerUpdate)
+    assert [str(attributes.next_hop) for _, _, attributes in event.announced] == ["fd00::2"]
+    alone = decode(update({"fe80::2": [{"nlri": "fd00:1::/64"}]}, "ipv6 unicast"))
+    assert isinstance(alone, PeerUpdate)
+    assert str(alone.announced[0][2].next_hop) == "fe80::2"
+    without = decode(update({"no-nexthop": [{"nlri": "10.0.0.0/8"}]}))
+    assert isinstance(without, PeerUpdate)
+    assert (without.announced, without.withdrawn) == ([], [(Prefix.parse("10.0.0.0/8"), 0)])
+
+
+def test_reasons_come_in_words() -> None:
+    assert in_words("notification sent (4,0)") == "notification sent (4,0): hold timer expired"
+    assert in_words("notification received (6,1)").endswith("maximum number of prefixes reached")
+    assert in_words("peer reset (99,99) odd") == "peer reset (99,99) odd"
+    line = b'{"type":"state","neighbor":{"address":{"peer":"10.0.0.2"},"state":"down","reason":"x (2,2)"}}'
+    assert decode(line) == PeerState("10.0.0.2", "down", "x (2,2): bad peer AS")
