@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     async def work(program: Program) -> None:
         from birdpy.agent.daemon import Daemon
 
+        gc.freeze()  # what is imported stays
+        gc.set_threshold(50_000, 20, 50)  # a table of routes is millions of objects without cycles
         await Daemon(program, settings).run()
 
     return run_program("birdpy", work)
