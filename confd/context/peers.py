@@ -14,7 +14,7 @@ from confd.context.values import NotUsable, address_and_port, parse_as_number, p
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import BGPPeerSpec, ProfileSpec, WorkloadEndpointSpec
 from libcalico.model.speaker import Peer
-from libcalico.net import Addr, Prefix
+from libcalico.net import IPV4, Addr, Prefix
 from libcalico.selector import SelectorError, parse_selector
 
 SecretRef = tuple[str, str]  # name, key
@@ -236,6 +236,7 @@ class PeerBuilder:
                     local_as=local_as,
                     kind="local-workload",
                     passive=True,
+                    local_address=self._met_at(address),
                     rr_client=bool(self._me.cluster_id) and number == local_as,
                     cluster_id=self._me.cluster_id,
                     filters=self._filters.read(spec.filters or []),
@@ -243,6 +244,13 @@ class PeerBuilder:
                 )
                 made.append((peer, ""))
         return made
+
+    def _met_at(self, workload: Addr) -> str:
+        """Where local workloads connect to: the address that BGPConfiguration gives for it, or the node's own."""
+        default = self._cluster.default
+        given = default.local_workload_peering_ipv4 if workload.family is IPV4 else default.local_workload_peering_ipv6
+        mine = self._me.addresses.get(workload.family)
+        return given or (str(mine.addr) if mine is not None else "")
 
     def _labels_of(self, key: ResourceKey, own: dict[str, str], spec: WorkloadEndpointSpec) -> dict[str, str]:
         """Its own labels, and those that its profiles lend."""

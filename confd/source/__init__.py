@@ -12,6 +12,7 @@ import yaml
 from confd.context.bgp import BgpContext, wanted_secrets
 from confd.context.store import BgpStore
 from confd.render import base64_text, key_functions
+from confd.source.addresses import SourceAddresses
 from confd.source.secrets import SecretFiles
 from libcalico.datastore.sync_api import SyncBatch
 
@@ -48,6 +49,7 @@ class CalicoSource:
     def __init__(self, node: str, router_id: str, extra: Mapping[str, Any], secrets: SecretFiles) -> None:
         self._store, self._files = BgpStore(node), secrets
         self._passwords: dict[str, str] = {}
+        self._addresses = SourceAddresses()
         self._router_id, self._extra = router_id, dict(extra)
         self._problems: dict[str, str] = {}
 
@@ -61,7 +63,9 @@ class CalicoSource:
         context = BgpContext(self._store, self._router_id, self._files.read(wanted_secrets(self._store)))
         config = context.build()
         self._problems, self._passwords = context.problems, context.passwords
-        return None if config is None else {"bgp": config, "passwords": context.passwords, **self._extra}
+        if config is None:
+            return None
+        return {"bgp": self._addresses.fill(config), "passwords": context.passwords, **self._extra}
 
     def waiting_for(self) -> str:
         return f"a Node object {self._store.node} with spec.bgp"
@@ -70,7 +74,7 @@ class CalicoSource:
         return self._problems
 
     def changed_aside(self) -> bool:
-        return self._files.changed()
+        return self._files.changed() or self._addresses.changed()
 
     def secrets(self) -> list[str]:
         encoded = [base64_text(p) for p in self._passwords.values()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.interop.birdpy.raw_peer import RawPeer, update_message
 from tests.interop.birdpy.world import NODE, BirdPeer, R, World, bgp_peer, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -246,3 +247,54 @@ def test_show_answers_as_people_and_programs_ask(world: World) -> None:
     refused = world.ask("show", "protocols", "Nobody")
     assert (refused.returncode, "no protocol Nobody" in refused.stderr) == (1, True)
     assert world.ask("show", "weather").returncode == 1
+
+
+def test_a_local_workload_that_connects_is_peered_with_and_its_routes_are_programmed(world: World) -> None:
+    address = "10.65.1.7"
+    world.outside.run("ip", "address", "add", f"{address}/32", "dev", "eth1")
+    world.node.run("ip", "route", "add", f"{address}/32", "dev", "eth1")
+    endpoint = {
+        "metadata": {"labels": {"speaks": "bgp"}},
+        "spec": {"node": "n1", "orchestrator": "cni", "ipNetworks": [f"{address}/32"], "interfaceName": "cali7"},
+    }
+    selector = {"spec": {"localWorkloadSelector": "speaks == 'bgp'", "asNumber": 64900, "localASNumber": 64901}}
+    try:
+        world.apply({R + "workloadendpoints/default/n1-cni-w7-eth0": endpoint, R + "bgppeers/workloads": selector})
+        assert world.sessions()["Local_Workload_10_65_1_7"]["localAs"] == 64901
+        until("ExaBGP knows it", lambda: _takes(world, address))
+        with RawPeer(world.outside, address, NODE) as workload:
+            workload.establish(64900, "10.65.1.7")
+            workload.send(update_message(64900, address, [("192.0.2.0", 24)]))
+            until("its route", lambda: f"via {address}" in world.kernel().get("192.0.2.0/24", ""))
+        until("gone with it", lambda: "192.0.2.0/24" not in world.kernel())
+    finally:
+        world.apply({R + "workloadendpoints/default/n1-cni-w7-eth0": None, R + "bgppeers/workloads": None})
+        world.node.run("ip", "route", "del", f"{address}/32", "dev", "eth1")
+        world.outside.run("ip", "address", "del", f"{address}/32", "dev", "eth1")
+
+
+def _takes(world: World, address: str) -> bool:
+    """Whether a connection from there is answered (a reload of ExaBGP takes its time)."""
+    try:
+        with RawPeer(world.outside, address, NODE) as probe:
+            probe.establish(64900, "10.65.1.7")
+    except (AssertionError, OSError):
+        return False
+    return True
+
+
+def test_a_peer_without_source_address_is_spoken_to_from_where_the_kernel_would_and_harms_no_other(
+    world: World,
+) -> None:
+    world.node.run("ip", "address", "add", "10.8.8.1/24", "dev", "eth1")
+    try:
+        nowhere = {R + "bgppeers/silent": bgp_peer("10.8.8.9", 64710, sourceAddress="None")}
+        world.apply(nowhere)
+        assert world.config is not None
+        assert {p.address: p.local_address for p in world.config.peers}["10.8.8.9"] == "10.8.8.1"
+        with RawPeer(world.outside, "172.31.1.5", NODE) as other:  # another peer's second connection is still answered
+            assert other.read() is not None or world.established("inner")
+        assert "NoneType" not in world.log()
+    finally:
+        world.apply({R + "bgppeers/silent": None})
+        world.node.run("ip", "address", "del", "10.8.8.1/24", "dev", "eth1")

@@ -24,6 +24,7 @@ from confd.agent.settings import ConfdSettings
 from confd.context.bgp import BgpContext
 from confd.context.store import BgpStore
 from confd.render import Renderer
+from confd.source.addresses import SourceAddresses
 from libcalico.model.speaker import SpeakerConfig
 from libcalico.testing.netns import Namespace, link
 
@@ -187,7 +188,9 @@ class World:
         for key, value in self.objects.items():
             store.on_update(key, value if isinstance(value, bytes) else json.dumps(value).encode())
         context = BgpContext(store, secrets=self.passwords)
-        self.config = context.build()
+        config = context.build()
+        assert config is not None
+        self.config = self.node.call(lambda: SourceAddresses().fill(config))
         self.problems = context.problems
         values = {
             "bgp": self.config, "passwords": context.passwords, "python": sys.executable, "relay": str(RELAY),

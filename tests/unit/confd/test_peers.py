@@ -128,7 +128,7 @@ def test_local_workloads_are_chosen_by_their_own_and_their_profiles_labels_and_w
         "Local_Workload_fd00__1",
     ]
     first = peer(config, "Local_Workload_10_65_1_1")
-    assert (first.passive, first.local_as, first.as_number, first.local_address) == (True, 64800, 64900, "")
+    assert (first.passive, first.local_as, first.as_number, first.local_address) == (True, 64800, 64900, "10.0.0.10")
 
 
 @pytest.mark.parametrize(
