@@ -1,0 +1,194 @@
+"""Arithmetic of one allocation block: take, give back, count; pure, a document in and a new document out.
+
+A block is kept as the JSON object it is in etcd, so that fields of newer Calico releases survive a rewrite.
+Source: libcalico-go/lib/ipam/ipam_block.go, libcalico-go/lib/backend/model/block.go.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from libcalico.net import Addr, Prefix
+
+Block = dict[str, Any]
+Reserved = Callable[[Addr], bool]
+
+WINDOWS_HANDLE = "windows-reserved-ipam-handle"
+
+
+class BlockError(Exception):
+    """A block cannot do what was asked; the text names block and reason."""
+
+
+class InvalidBlock(BlockError):
+    """What is stored is no consistent block: nothing is taken from it and nothing is written to it."""
+
+
+class AlreadyAssigned(BlockError):
+    """The address is in use."""
+
+
+class Mismatch(BlockError):
+    """The address belongs to another handle or allocation than the caller believes: nothing is released."""
+
+
+def new_block(prefix: Prefix, node: str, *, claimed_at: str, sequence: int) -> Block:
+    """A block of ``node`` with all addresses free; ``sequence`` is the time in Unix nanoseconds."""
+    return {
+        "cidr": str(prefix),
+        "affinity": f"host:{node}",
+        "affinity_claim_time": claimed_at,
+        "allocations": [None] * prefix.size,
+        "unallocated": list(range(prefix.size)),
+        "attributes": [],
+        "sequenceNumber": sequence,
+        "sequenceNumberForAllocation": {},
+        "deleted": False,
+    }
+
+
+def check_block(prefix: Prefix, block: Any) -> Block:
+    """The same object if it is a consistent block of ``prefix``; raises InvalidBlock with the reason."""
+    if not isinstance(block, dict) or block.get("cidr") != str(prefix):
+        raise InvalidBlock(f"block {prefix}: cidr is not that of the key")
+    allocations, free, attributes = (block.get(name) for name in ("allocations", "unallocated", "attributes"))
+    attributes = [] if attributes is None else attributes
+    if not (isinstance(allocations, list) and isinstance(free, list) and isinstance(attributes, list)):
+        raise InvalidBlock(f"block {prefix}: allocations, unallocated and attributes must be lists")
+    if len(allocations) != prefix.size:
+        raise InvalidBlock(f"block {prefix}: {len(allocations)} allocations, {prefix.size} expected")
+    if any(i is not None and (type(i) is not int or not 0 <= i < len(attributes)) for i in allocations):
+        raise InvalidBlock(f"block {prefix}: an allocation names an attribute that is not there")
+    if any(type(o) is not int for o in free) or sorted(free) != [o for o, i in enumerate(allocations) if i is None]:
+        raise InvalidBlock(f"block {prefix}: unallocated does not list exactly the free addresses")
+    if type(block.get("sequenceNumber", 0)) is not int or block.get("deleted") is True:
+        raise InvalidBlock(f"block {prefix}: no sequence number, or being deleted")
+    return block
+
+
+def is_affine(block: Block, node: str) -> bool:
+    """Whether the block is ``node``'s."""
+    return bool(block.get("affinity") == f"host:{node}")
+
+
+def is_empty(block: Block) -> bool:
+    """No address in use; those that Windows reserves do not count."""
+    used = {index for index in block["allocations"] if index is not None}
+    return all(_handle(block["attributes"][index]).lower() == WINDOWS_HANDLE for index in used)
+
+
+def auto_assign(
+    block: Block, count: int, handle: str, attributes: Mapping[str, str], reserved: Reserved
+) -> tuple[Block, list[Addr]]:
+    """Take up to ``count`` addresses in the order of ``unallocated``; reserved ones keep their place."""
+    prefix = Prefix.parse(block["cidr"])
+    free = (o for o in block["unallocated"] if not reserved(_address(prefix, o)))
+    taken = [ordinal for ordinal, _ in zip(free, range(count), strict=False)]
+    return _take(block, taken, handle, attributes), [_address(prefix, o) for o in taken]
+
+
+def assign(block: Block, addr: Addr, handle: str, attributes: Mapping[str, str]) -> Block:
+    """Take one given address; raises AlreadyAssigned."""
+    ordinal = _ordinal(block, addr)
+    if block["allocations"][ordinal] is not None:
+        raise AlreadyAssigned(f"{addr}: already assigned")
+    return _take(block, [ordinal], handle, attributes)
+
+
+def release(block: Block, addrs: Iterable[Addr], *, handle: str | None = None) -> tuple[Block, Counter[str]]:
+    """Free addresses; those that are free already are passed over.
+
+    Returns the block and the number freed per handle.  Raises Mismatch when ``handle`` is given and is not theirs.
+    """
+    ordinals = []
+    freed: Counter[str] = Counter()
+    for addr in dict.fromkeys(addrs):
+        ordinal = _ordinal(block, addr)
+        index = block["allocations"][ordinal]
+        if index is None:
+            continue
+        owner = _handle(block["attributes"][index])
+        if handle is not None and owner != handle:
+            raise Mismatch(f"{addr}: belongs to handle {owner!r}, not {handle!r}")
+        ordinals.append(ordinal)
+        freed[owner] += 1
+    return _give_back(block, ordinals), freed
+
+
+def addresses_of(block: Block, handle: str) -> list[Addr]:
+    """The addresses that ``handle`` holds here."""
+    prefix = Prefix.parse(block["cidr"])
+    held = {n for n, attribute in enumerate(block.get("attributes") or []) if _handle(attribute) == handle}
+    return [_address(prefix, o) for o, index in enumerate(block["allocations"]) if index in held]
+
+
+def block_order(pool: Prefix, length: int, node: str) -> Iterator[Prefix]:
+    """All blocks of a pool, from a start that depends on the node, round to where it began.
+
+    The start spreads nodes, no more: it is FNV-1 of the name modulo the number of blocks, where Calico feeds the same
+    hash to Go's random source.
+    """
+    count = 1 << (length - pool.length)
+    start = fnv1(node.encode()) % count
+    shift = pool.family.bits - length
+    for step in range(count):
+        yield Prefix(pool.family, pool.value + (((start + step) % count) << shift), length)
+
+
+def fnv1(data: bytes) -> int:
+    """The 32-bit FNV-1 hash (not 1a)."""
+    value = 0x811C9DC5
+    for byte in data:
+        value = (value * 0x01000193 & 0xFFFFFFFF) ^ byte
+    return value
+
+
+def _take(block: Block, ordinals: list[int], handle: str, attributes: Mapping[str, str]) -> Block:
+    if not ordinals:
+        return block
+    changed = copy.deepcopy(block)
+    wanted = {"handle_id": handle, "secondary": dict(attributes)}
+    known = changed["attributes"] = changed.get("attributes") or []
+    if wanted not in known:
+        known.append(wanted)
+    sequences = changed["sequenceNumberForAllocation"] = changed.get("sequenceNumberForAllocation") or {}
+    for ordinal in ordinals:
+        changed["allocations"][ordinal] = known.index(wanted)
+        sequences[str(ordinal)] = changed.get("sequenceNumber", 0)
+    gone = set(ordinals)
+    changed["unallocated"] = [o for o in changed["unallocated"] if o not in gone]
+    changed["sequenceNumber"] = changed.get("sequenceNumber", 0) + 1
+    return changed
+
+
+def _give_back(block: Block, ordinals: list[int]) -> Block:
+    if not ordinals:
+        return block
+    changed = copy.deepcopy(block)
+    for ordinal in ordinals:
+        changed["allocations"][ordinal] = None
+        (changed.get("sequenceNumberForAllocation") or {}).pop(str(ordinal), None)
+    changed["unallocated"] += ordinals
+    kept = sorted({index for index in changed["allocations"] if index is not None})
+    changed["attributes"] = [changed["attributes"][index] for index in kept]
+    changed["allocations"] = [None if i is None else kept.index(i) for i in changed["allocations"]]
+    changed["sequenceNumber"] = changed.get("sequenceNumber", 0) + 1
+    return changed
+
+
+def _ordinal(block: Block, addr: Addr) -> int:
+    prefix = Prefix.parse(block["cidr"])
+    if not prefix.contains(addr):
+        raise BlockError(f"{addr}: not in block {prefix}")
+    return addr.value - prefix.value
+
+
+def _address(prefix: Prefix, ordinal: int) -> Addr:
+    return Addr(prefix.family, prefix.value + ordinal)
+
+
+def _handle(attribute: Mapping[str, Any]) -> str:
+    return (attribute.get("handle_id") or "").split("\r")[0]
