@@ -43,12 +43,15 @@ def _work(task: tuple[str, int]) -> list[str]:
 def main() -> None:
     """Run once and print."""
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, EtcdServer(Path(folder) / "etcd") as etcd:
-        with context.Pool(PROCESSES) as pool:
-            asyncio.run(_seed(etcd.url))
-            start = time.monotonic()
-            found = [addr for part in pool.map(_work, [(etcd.url, n) for n in range(PROCESSES)]) for addr in part]
-            took = time.monotonic() - start
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EtcdServer(Path(folder) / "etcd") as etcd,
+        context.Pool(PROCESSES) as pool,
+    ):
+        asyncio.run(_seed(etcd.url))
+        start = time.monotonic()
+        found = [addr for part in pool.map(_work, [(etcd.url, n) for n in range(PROCESSES)]) for addr in part]
+        took = time.monotonic() - start
     assert len(found) == len(set(found)) == PROCESSES * EACH
     print(f"{len(found)} addresses by {PROCESSES} processes in {took:.2f} s with start-up: {len(found) / took:.0f}/s")
 
