@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -84,19 +85,48 @@ async def in_sync_s(store: EtcdDatastore) -> float:
     return took
 
 
-async def put_to_event_ms(store: EtcdDatastore) -> list[float]:
-    """Milliseconds from before a put to its event, one at a time."""
-    took: list[float] = []
-    async with store.watch(PREFIX, 0) as batches:
-        await anext(batches)
-        for number in range(PUTS):
-            begin = time.perf_counter()
-            putting = asyncio.create_task(store.put(f"{PREFIX}live", str(number).encode()))
-            while not (await anext(batches)).events:
-                pass
-            took.append((time.perf_counter() - begin) * 1000)
-            await putting
-    return took
+async def put_to_event_ms(store: EtcdDatastore, server: EtcdServer) -> tuple[list[float], list[float]]:
+    """Milliseconds from before a put to its event: at our watch, and at the output of etcdctl's; turn by turn.
+
+    One watcher at a time: both on this machine would compete for the processor.
+    """
+    ours: list[float] = []
+    theirs: list[float] = []
+    watching = await asyncio.create_subprocess_exec(
+        "etcdctl", f"--endpoints={server.url}", "watch", f"{PREFIX}theirs", stdout=asyncio.subprocess.PIPE
+    )
+    assert watching.stdout is not None
+    out = watching.stdout
+    try:
+        await first_event(store, out)
+        async with store.watch(f"{PREFIX}ours", 0) as batches:
+            await anext(batches)
+            for number in range(PUTS):
+                begin = time.perf_counter()
+                putting = asyncio.create_task(store.put(f"{PREFIX}ours", str(number).encode()))
+                while not (await anext(batches)).events:
+                    pass
+                ours.append((time.perf_counter() - begin) * 1000)
+                await putting
+                begin = time.perf_counter()
+                putting = asyncio.create_task(store.put(f"{PREFIX}theirs", str(number).encode()))
+                for _ in range(3):  # PUT, the key, the value
+                    await out.readline()
+                theirs.append((time.perf_counter() - begin) * 1000)
+                await putting
+    finally:
+        watching.kill()
+        await watching.wait()
+    return ours, theirs
+
+
+async def first_event(store: EtcdDatastore, out: asyncio.StreamReader) -> None:
+    """Put until etcdctl's watch is up; take what it says of the last one."""
+    reading = asyncio.create_task(out.readexactly(len(f"PUT\n{PREFIX}theirs\nx\n")))
+    while not reading.done():
+        await store.put(f"{PREFIX}theirs", b"x")
+        await asyncio.wait({reading}, timeout=0.5)
+    await reading
 
 
 async def run(server: EtcdServer) -> None:
@@ -118,9 +148,12 @@ async def run(server: EtcdServer) -> None:
     print(f"ratio to etcdctl, process to process:  {statistics.median(ours) / peer_s:.2f}")
     print(f"ratio to etcdctl, in a running program: {statistics.median(inside) / peer_s:.2f} (no start, no output)")
     print(f"syncer from start to in sync: {await in_sync_s(store):.2f} s")
-    latencies = sorted(await put_to_event_ms(store))
-    p50, p99 = latencies[PUTS // 2], latencies[PUTS * 99 // 100]
-    print(f"put to event: p50 {p50:.2f} ms, p99 {p99:.2f} ms, over {PUTS:,} puts")
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"memory, with lists of all keys and a syncer: {rss_mb:.0f} MB")
+    mine, peers = map(sorted, await put_to_event_ms(store, server))
+    for name, place in (("p50", PUTS // 2), ("p99", PUTS * 99 // 100)):
+        ratio = mine[place] / peers[place]
+        print(f"put to event, {name}: {mine[place]:.2f} ms, etcdctl watch {peers[place]:.2f} ms, ratio {ratio:.2f}")
     await store.close()
 
 
