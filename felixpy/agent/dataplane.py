@@ -16,6 +16,7 @@ from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
+from libcalico.dataplane.ruleset import Chain, Rule
 from libcalico.kernel.conntrack import FlowCutter, open_conntrack_socket
 from libcalico.kernel.errors import KernelError
 from libcalico.kernel.links import LinkTable, dump_addresses
@@ -23,7 +24,7 @@ from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, L
 from libcalico.kernel.neighbours import NeighbourReconciler
 from libcalico.kernel.nft import THREAD_NAME, NftOps, open_nft
 from libcalico.kernel.nft_monitor import NftMonitor
-from libcalico.kernel.nft_reconciler import NftReconciler
+from libcalico.kernel.nft_reconciler import NftReconciler, drop_all
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
@@ -84,7 +85,7 @@ class Dataplane:
         self.routes = RouteReconciler(
             NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols), self._route_is_ours
         )
-        self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY)
+        self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._is_workload_interface)
         self.sysctls = SysctlReconciler()
         self._flows_sock = open_conntrack_socket()
@@ -290,6 +291,21 @@ class Dataplane:
                         self._wake.set()
         finally:
             monitor.close()
+
+    def _closed_body(self, chain: Chain) -> Chain:
+        """What stands in place of a chain that nft refuses.
+
+        A base chain sees all packets of the host: there only those of workloads are dropped, or the host would be lost.
+        """
+        if chain.hook is None:
+            return drop_all(chain)
+        words = {"prerouting": ("iif",), "input": ("iif",), "forward": ("iif", "oif")}.get(chain.hook.hook, ())
+        rules = [
+            Rule(f'{word}name "{prefix}*" counter drop', "refused by nft, closed for workloads")
+            for word in words
+            for prefix in self.prefixes
+        ]
+        return Chain(chain.name, tuple(rules), chain.hook)
 
     # --- whose is it ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import DEFAULT_ALLOW_PROFILE, CalcGraph
 from felixpy.calc.ip_sets import SetChange
@@ -66,6 +68,9 @@ class Renderer:
         """Take the graph's changes and return what they mean for the kernel."""
         graph, delta = self._graph, DataplaneDelta()
         config = graph.config.get("felix") or FelixConfig()
+        if config.deny_action == "Reject" and len(graph.host_endpoints.interfaces):
+            # host endpoints' policy stands in postrouting, too, where the kernel does not let anybody reject
+            config = msgspec.structs.replace(config, deny_action="Drop")
         graph.config.take_changes()
         everything = config != self._config
         self._config = config

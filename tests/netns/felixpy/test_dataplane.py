@@ -11,6 +11,7 @@ from felixpy.agent.dataplane import MOST_PAUSE_S, Dataplane
 from felixpy.render.renderer import DataplaneDelta
 from libcalico.clock import SystemClock
 from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, Scope
+from libcalico.dataplane.ruleset import Chain, Hook, Rule
 from libcalico.dataplane.sysctls import Sysctl
 from libcalico.net import Prefix
 from libcalico.testing.netns import Namespace
@@ -114,5 +115,24 @@ def test_the_flows_of_an_address_end_with_its_endpoint_also_if_that_went_while_n
         while dataplane.applied_revision != 2:
             await dataplane.passed()
         assert with_flows() == {"10.65.0.2"}
+
+    run_with(work, ns=ns)
+
+
+def test_a_base_chain_that_nft_refuses_closes_workloads_and_not_the_host() -> None:
+    ns = Namespace("refused")
+
+    async def work(dataplane: Dataplane) -> None:
+        broken = Chain("forward-x", (Rule("no such statement"),), Hook("filter", "forward", 0))
+        local = Chain("output-x", (Rule("no such statement"),), Hook("filter", "output", 0))
+        inner = Chain("inner", (Rule("no such statement"),))
+        dataplane.want(DataplaneDelta(chains={c.name: c for c in (broken, local, inner)}), 3)
+        while not dataplane.nft.problems:
+            await dataplane.passed()
+        listed = ns.run("nft", "list", "ruleset")
+        assert 'iifname "cali*" counter packets 0 bytes 0 drop' in listed
+        assert 'oifname "cali*" counter packets 0 bytes 0 drop' in listed
+        assert listed.count(" drop ") == 3, "two for workloads, and the chain that sees nobody else's packets"
+        assert dataplane.applied_revision < 3
 
     run_with(work, ns=ns)

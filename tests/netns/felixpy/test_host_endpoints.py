@@ -132,3 +132,16 @@ def test_an_unusable_host_endpoint_closes_the_interface_that_it_names(net: Net, 
     node.graph.problems.discard(R + "hostendpoints/h")
     node.program()
     assert net.answering(net.client, HOST) == {22}
+
+
+def test_with_reject_configured_host_endpoints_are_enforced_all_the_same(net: Net, node: Node) -> None:
+    node.put("felixconfigurations/default", {"nftablesFilterDenyAction": "Reject"})
+    node.policy(
+        "no", types=["Ingress", "Egress"], ingress=[deny(8080), {"action": "Allow"}], egress=[{"action": "Allow"}]
+    )
+    node.program()
+    assert "reject" in net.node.run("nft", "list", "ruleset")
+    node.host(interfaceName="eth0")
+    node.program()
+    assert net.answering(net.client, HOST) == set(PORTS) - {8080}
+    assert net.answering(net.node, CLIENT) == set(PORTS)
