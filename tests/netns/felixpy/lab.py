@@ -124,6 +124,7 @@ class Node:
 
     def __init__(self, net: Net) -> None:
         self.net, self.graph = net, CalcGraph("n1")
+        self.told: dict[str, dict[str, Any]] = {}
         self.put("tiers/default", {"order": 1000000})
         self.put("profiles/open", OPEN)
         addresses = {"eth0": frozenset({Addr.parse(HOST)}), "eth1": frozenset({Addr.parse(HOST_INSIDE)})}
@@ -138,6 +139,10 @@ class Node:
         self._nft.start_sweep()
 
     def put(self, path: str, spec: dict[str, Any] | None, labels: dict[str, str] | None = None) -> None:
+        if spec is None:
+            self.told.pop(path, None)
+        else:
+            self.told[path] = spec
         value = None if spec is None else json.dumps({"metadata": {"labels": labels or {}}, "spec": spec}).encode()
         self.graph.on_update(R + path, value, 1)
 
