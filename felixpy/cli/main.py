@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -68,6 +69,9 @@ def _module(verb: Verb) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 fine, 1 failed or (doctor) something is wrong, 2 wrong usage, 3 (wait) nodes lag."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what lies in a datastore may be no text
     words = sys.argv[1:] if argv is None else argv
     args = _parser(words).parse_args(words)
     verb = VERBS[args.command]

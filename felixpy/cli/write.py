@@ -48,12 +48,22 @@ def read_documents(sources: Iterable[str], *, recursive: bool = False) -> list[D
     documents: list[Document] = []
     for source in sources:
         for name, text in _texts(source, recursive=recursive):
-            try:
-                for document in yaml.safe_load_all(text):
-                    documents += _flatten(document, name)
-            except yaml.YAMLError as why:
-                raise WriteError(f"{name}: {why}") from None
+            for document in _parse(text, name):
+                documents += _flatten(document, name)
     return documents
+
+
+def _parse(text: str, name: str) -> list[Any]:
+    """JSON if it is JSON: the YAML reader knows no surrogate pairs and takes its time.  Raises WriteError."""
+    if text.lstrip()[:1] in {"{", "["}:
+        try:
+            return [json.loads(text)]
+        except (ValueError, RecursionError):
+            pass  # YAML in flow style, or several documents
+    try:
+        return list(yaml.safe_load_all(text))
+    except (yaml.YAMLError, RecursionError, ValueError) as why:
+        raise WriteError(f"{name}: {why or type(why).__name__}") from None
 
 
 def _texts(source: str, *, recursive: bool) -> list[tuple[str, str]]:

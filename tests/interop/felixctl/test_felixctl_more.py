@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from felixpy.cli.edit import json_patch
@@ -225,6 +225,8 @@ hostile = st.recursive(
 )  # fmt: skip
 
 
+@example("BGPConfiguration", {}, "v1", "\U00010000")
+@example("Tier", {}, "v1", "\ud800")
 @given(
     st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(["metadata", "spec", "status", "x"]), hostile),
     st.sampled_from(["projectcalico.org/v3", "v1"]), hostile,
