@@ -17,6 +17,7 @@ from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
 from libcalico.dataplane.ruleset import Chain, Rule
+from libcalico.kernel.bandwidth import BandwidthReconciler
 from libcalico.kernel.conntrack import FlowCutter, open_conntrack_socket
 from libcalico.kernel.errors import KernelError
 from libcalico.kernel.links import LinkTable, dump_addresses
@@ -88,10 +89,13 @@ class Dataplane:
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._is_workload_interface)
         self.sysctls = SysctlReconciler()
+        self.bandwidth = BandwidthReconciler(self.links, self._is_workload_interface)
         self._flows_sock = open_conntrack_socket()
         self.flows = FlowCutter(self._flows_sock)
         # Flows of a gone owner are cut when policy has closed its interface, and before a new owner has a route.
-        self._phases: tuple[Reconciler, ...] = (self.sysctls, self.neighbours, self.nft, self.flows, self.routes)
+        self._phases: tuple[Reconciler, ...] = (
+            self.sysctls, self.neighbours, self.bandwidth, self.nft, self.flows, self.routes,
+        )  # fmt: skip
         self._wake = asyncio.Event()
         self._addresses_moved = asyncio.Event()
         self._passed = asyncio.Condition()
@@ -117,6 +121,8 @@ class Dataplane:
             self.neighbours.want(neighbour, present)
         for sysctl, value in delta.sysctls.items():
             self.sysctls.want(sysctl, value)
+        for interface, limits in delta.bandwidth.items():
+            self.bandwidth.want(interface, limits)
         self._wanted_revision = revision
         self._wake.set()
 

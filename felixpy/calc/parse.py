@@ -28,6 +28,7 @@ from felixpy.calc.types import (
     QosControls,
     WorkloadEndpointState,
 )
+from libcalico.dataplane.bandwidth import Bandwidth, Bucket
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import (
     EntityRule,
@@ -471,13 +472,26 @@ _DSCP = {
 
 
 def parse_qos(controls: Mapping[str, Any] | None) -> QosControls:
-    """QoS limits of a workload endpoint; bandwidths are not among them.  Raises InvalidPolicy."""
+    """QoS limits of a workload endpoint.  Raises InvalidPolicy.
 
-    def number(name: str, most: int, default: int = 0) -> int:
+    Ranges and defaults: libcalico-go/lib/apis/internalapi/workloadendpoint.go (QoSControls).
+    """
+
+    def number(name: str, most: int, default: int = 0, least: int = 0) -> int:
         value = (controls or {}).get(name) or default
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise InvalidPolicy(f"spec.qosControls.{name}: {value!r} is no number from 0 to {most}")
-        return value
+        fits = isinstance(value, int) and not isinstance(value, bool) and (value == 0 or least <= value <= most)
+        if not fits:
+            raise InvalidPolicy(f"spec.qosControls.{name}: {value!r} is no number from {least} to {most}")
+        return int(value)
+
+    def bucket(direction: str) -> Bucket | None:
+        rate = number(f"{direction}Bandwidth", 10**15, least=1000)
+        burst = number(f"{direction}Burst", 34_359_738_360, 4_294_967_296, least=1000)
+        peak = number(f"{direction}Peakrate", 1_010_000_000_000_000, least=1010)
+        least_burst = number(f"{direction}Minburst", 10**8, least=1000)
+        return Bucket(rate, burst // 8, peak, least_burst) if rate else None
+
+    ingress, egress = bucket("ingress"), bucket("egress")
 
     return QosControls(
         ingress_packet_rate=number("ingressPacketRate", 10_000),
@@ -487,6 +501,7 @@ def parse_qos(controls: Mapping[str, Any] | None) -> QosControls:
         ingress_max_connections=number("ingressMaxConnections", 0xFFFFFFFF),
         egress_max_connections=number("egressMaxConnections", 0xFFFFFFFF),
         dscp=_parse_dscp((controls or {}).get("dscp")),
+        bandwidth=Bandwidth(ingress, egress) if ingress or egress else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.net import Addr, Family, Mac, Prefix
 from libcalico.selector import Selector
 
@@ -226,6 +227,7 @@ class QosControls(msgspec.Struct, frozen=True):
     ingress_max_connections: int = 0
     egress_max_connections: int = 0
     dscp: int | None = None
+    bandwidth: Bandwidth | None = None
 
 
 class WorkloadEndpointState(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from libcalico.datastore.api import Datastore
 from libcalico.model.codec import InvalidValue, decode_value
 from libcalico.model.keys import IPAM, RESOURCES, ResourceKey, parse_key
 from libcalico.net import Addr
+from libcalico.runtime.control import ControlError, call
 
 _MOST_FLOWS = 200_000
 _WITH_PORTS = {6, 17, 132}
@@ -35,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--icmp", default="8:0", metavar="TYPE:CODE")
     parser.add_argument("-6", dest="family", action="store_const", const=6, default=4, help="of workloads by name")
     parser.add_argument("-o", "--output", choices=["ps", "json"], default="ps")
+    parser.add_argument("--live", action="store_true", help="on a node: compare with the rules in its kernel")
+    default = Path(os.environ.get("FELIXPY_RUN_DIR", "/run/calico/felixpy")) / "control.sock"
+    parser.add_argument("--socket", type=Path, default=default, help="the agent's control socket, for --live")
 
 
 async def run(store: Datastore, args: argparse.Namespace) -> int:
@@ -56,7 +62,37 @@ async def run(store: Datastore, args: argparse.Namespace) -> int:
         print(json.dumps(_as_json(found), indent=2))
     else:
         print(_as_text(found, protocol, args.port))
+    if args.live:
+        return await _live(found, args.socket)
     return 0 if found.allowed else 1
+
+
+async def _live(found: Explanation, socket: Path) -> int:
+    """Say what this node's kernel has of the deciding rules; 1 as well if it lacks one."""
+    try:
+        status: Any = await call(socket, "status")
+        rows: Any = await call(socket, "policy-hits")
+    except (ControlError, OSError, TimeoutError) as why:
+        raise ValueError(f"cannot ask the agent at {socket}: {why}") from None
+    lacking = False
+    print(f"in the kernel of {status['node']}, which matches revision {status['appliedRevision']}:")
+    for checkpoint in found.checkpoints:
+        if checkpoint.node != status["node"]:
+            continue
+        row = in_force(checkpoint, rows)
+        lacking = lacking or row is None
+        said = "no such rule" if row is None else f"{row['packets']} packets, {row['action']}"
+        print(f"  {checkpoint.what}: {_step(checkpoint.judgement.decision)}: {said}")
+    return 1 if lacking or not found.allowed else 0
+
+
+def in_force(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The kernel's row of the rule that decides; a joined run is counted under its first rule."""
+    step, direction = checkpoint.judgement.decision, checkpoint.what.partition(" ")[0]
+    if step.owner:
+        owned = [r for r in rows if (r["owner"], r["direction"]) == (step.owner, direction) and r["rule"] <= step.rule]
+        return max(owned, key=lambda r: int(r["rule"]), default=None)
+    return next((r for r in rows if not r["direction"] and r["note"].endswith(step.because)), None)
 
 
 async def _read(store: Datastore) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
@@ -29,6 +30,7 @@ class DataplaneDelta:
     routes: dict[RouteKey, Route | None] = field(default_factory=dict)
     neighbours: dict[Neighbour, bool] = field(default_factory=dict)
     sysctls: dict[Sysctl, str | None] = field(default_factory=dict)
+    bandwidth: dict[str, Bandwidth | None] = field(default_factory=dict)
 
     def change(self, set_name: str) -> ElementChange:
         """The changes of one set, to be added to."""

@@ -29,6 +29,7 @@ from felixpy.render.hosts import HostRenderer
 from felixpy.render.nat_chains import render_nat
 from felixpy.render.rules import RuleStyle, log_statement
 from felixpy.render.tiers import TierChains, TierKey
+from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour
 from libcalico.dataplane.ruleset import Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
@@ -61,6 +62,7 @@ class Renderer:
         self._nat = Section()
         self._nat_dirty = False
         self._dscp: dict[str, int] = {}
+        self._bandwidth: dict[str, Bandwidth] = {}
         self._spoofing: dict[str, tuple[Prefix, ...]] = {}
         self._sysctls: dict[EndpointId | None, dict[Sysctl, str]] = {}
 
@@ -110,7 +112,8 @@ class Renderer:
         """True while anything that was rendered depends on the datastore."""
         return bool(
             self._wide or self._specs or self._sets_of or self._rendered or not self._tiers.empty
-            or not self._hosts.empty or not self._nat.empty or len(self._set_users) or self._dscp or self._spoofing
+            or not self._hosts.empty or not self._nat.empty or len(self._set_users)
+            or self._dscp or self._spoofing or self._bandwidth
             or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
         )  # fmt: skip
 
@@ -267,7 +270,7 @@ class Renderer:
             target = f"goto {names.endpoint_chain(state.interface, direction)}"
             delta.add_elements(map_name, [Element(state.interface, target)])
         self._set_host_side(endpoint_id, old, state, config, delta)
-        self._note_extras(state.interface, state)
+        self._note_extras(state.interface, state, delta)
         self._rendered[endpoint_id] = state
 
     def _render_nat(self, config: FelixConfig, delta: DataplaneDelta, *, everything: bool) -> None:
@@ -282,8 +285,12 @@ class Renderer:
             config, delta,
         )  # fmt: skip
 
-    def _note_extras(self, interface: str, state: WorkloadEndpointState | None) -> None:
-        """What of an endpoint stands in chains that all share."""
+    def _note_extras(self, interface: str, state: WorkloadEndpointState | None, delta: DataplaneDelta) -> None:
+        """Bandwidth, and what of an endpoint stands in chains that all share."""
+        bandwidth = None if state is None else state.qos.bandwidth
+        if self._bandwidth.get(interface) != bandwidth:
+            delta.bandwidth[interface] = bandwidth
+            put_or_drop(self._bandwidth, interface, bandwidth)
         dscp = None if state is None else state.qos.dscp
         self._nat_dirty = self._nat_dirty or self._dscp.get(interface) != dscp
         put_or_drop(self._dscp, interface, dscp)
@@ -312,7 +319,7 @@ class Renderer:
     def _withdraw_interface(self, old: WorkloadEndpointState, delta: DataplaneDelta) -> None:
         if any(s.interface == old.interface for s in self._rendered.values()):
             return
-        self._note_extras(old.interface, None)
+        self._note_extras(old.interface, None, delta)
         for map_name, direction in _MAPS:
             chain = names.endpoint_chain(old.interface, direction)
             delta.chains[chain] = None

@@ -403,6 +403,13 @@ def test_explain_says_of_each_pair_what_its_pings_say(lab: Lab, expect: ex.Expec
         ends = ["--from", places[source].address, "--to", places[target].address]
         done = lab.node("node1").run(["felixctl", "explain", *ends, "--proto", "icmp"], check=False)
         assert (done.returncode == 0) is passes, done.stdout + done.stderr
+    ends = ["--from", "10.65.1.2", "--to", "10.65.3.2", "--proto", "icmp", "--live"]
+    live = lab.node("node3").run(["felixctl", "explain", *ends], check=False).stdout
+    assert re.search(
+        r"in the kernel of node3.*\n  ingress of \S+: Deny  \(end of tier default\): [1-9]\d* packets, drop", live
+    )
+    seen = lab.node("node3").run(["felixctl", "policy-hits", "NetworkPolicy"]).stdout
+    assert re.search(r"^\w*NetworkPolicy\(\S+\) +ingress +\d+ +accept +[1-9]", seen, re.M), seen
 
 
 def test_a_host_endpoint_found_by_its_address_closes_the_node_but_for_failsafes(lab: Lab) -> None:

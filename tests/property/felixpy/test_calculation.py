@@ -30,10 +30,11 @@ class Desired:
     routes: dict[Any, Any] = field(default_factory=dict)
     sysctls: dict[Any, str] = field(default_factory=dict)
     neighbours: set[Any] = field(default_factory=set)
+    bandwidth: dict[str, Any] = field(default_factory=dict)
 
     def add(self, delta: DataplaneDelta) -> None:
         for mine, theirs in ((self.chains, delta.chains), (self.sets, delta.sets), (self.routes, delta.routes),
-                             (self.sysctls, delta.sysctls)):  # fmt: skip
+                             (self.sysctls, delta.sysctls), (self.bandwidth, delta.bandwidth)):  # fmt: skip
             for key, value in theirs.items():  # type: ignore[attr-defined]
                 if value is None:
                     mine.pop(key, None)  # type: ignore[attr-defined]
@@ -87,6 +88,7 @@ endpoint_spec = st.builds(
     st.sampled_from([
         {}, {}, {"qosControls": {"dscp": 8, "egressPacketRate": 10}}, {"allowSpoofedSourcePrefixes": ["10.9.0.0/16"]},
         {"ipNATs": ["192.0.2.1", "192.0.2.2"]}, {"ipNATs": ["192.0.2.1"]}, {"qosControls": {"dscp": "EF"}},
+        {"qosControls": {"ingressBandwidth": 10_000_000, "egressBandwidth": 5_000_000, "egressBurst": 80_000}},
     ]),
 )  # fmt: skip
 entity = st.fixed_dictionaries(
@@ -236,6 +238,7 @@ def test_only_the_present_counts(history: list[tuple[tuple[str, Any], bool]], rn
         assert desired.routes == other.routes
         assert desired.sysctls == other.sysctls
         assert desired.neighbours == other.neighbours
+        assert desired.bandwidth == other.bandwidth
 
 
 @given(histories)
