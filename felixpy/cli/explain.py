@@ -87,12 +87,23 @@ async def _live(found: Explanation, socket: Path) -> int:
 
 
 def in_force(checkpoint: Checkpoint, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The kernel's row of the rule that decides; a joined run is counted under its first rule."""
+    """The kernel's row of the rule that decides.
+
+    A joined run is counted under its first rule; the ends of a tier, of which there is one per list of policies, are
+    counted together.
+    """
     step, direction = checkpoint.judgement.decision, checkpoint.what.partition(" ")[0]
     if step.owner:
         owned = [r for r in rows if (r["owner"], r["direction"]) == (step.owner, direction) and r["rule"] <= step.rule]
         return max(owned, key=lambda r: int(r["rule"]), default=None)
-    return next((r for r in rows if not r["direction"] and r["note"].endswith(step.because)), None)
+    ours = [r for r in rows if not r["direction"] and r["note"].endswith(step.because)]
+    if step.tier:
+        chain = f"{'ti' if direction == 'ingress' else 'te'}-{step.tier}-"
+        ours = [r for r in ours if r["owner"].startswith(chain)]
+    else:
+        name = checkpoint.what.rpartition(" of ")[2].partition(" ")[0]
+        ours = [r for r in ours if f" {name} " in r["note"]]
+    return {**ours[0], "packets": sum(r["packets"] for r in ours)} if ours else None
 
 
 async def _read(store: Datastore) -> State:
