@@ -261,9 +261,7 @@ def test_a_local_workload_that_connects_is_peered_with_and_its_routes_are_progra
     try:
         world.apply({R + "workloadendpoints/default/n1-cni-w7-eth0": endpoint, R + "bgppeers/workloads": selector})
         assert world.sessions()["Local_Workload_10_65_1_7"]["localAs"] == 64901
-        until("ExaBGP knows it", lambda: _takes(world, address))
-        with RawPeer(world.outside, address, NODE) as workload:
-            workload.establish(64900, "10.65.1.7")
+        with _established(world, address) as workload:
             workload.send(update_message(64900, address, [("192.0.2.0", 24)]))
             until("its route", lambda: f"via {address}" in world.kernel().get("192.0.2.0/24", ""))
         until("gone with it", lambda: "192.0.2.0/24" not in world.kernel())
@@ -273,14 +271,25 @@ def test_a_local_workload_that_connects_is_peered_with_and_its_routes_are_progra
         world.outside.run("ip", "address", "del", f"{address}/32", "dev", "eth1")
 
 
-def _takes(world: World, address: str) -> bool:
-    """Whether a connection from there is answered (a reload of ExaBGP takes its time)."""
-    try:
-        with RawPeer(world.outside, address, NODE) as probe:
-            probe.establish(64900, "10.65.1.7")
-    except (AssertionError, OSError):
-        return False
-    return True
+def _established(world: World, address: str) -> RawPeer:
+    """A session from there.
+
+    A reload of ExaBGP takes its time, and it refuses a peer whose last connection it has not done with.
+    """
+    made: list[RawPeer] = []
+
+    def try_it() -> bool:
+        try:
+            made.append(RawPeer(world.outside, address, NODE))
+            made[-1].establish(64900, "10.65.1.7")
+        except (AssertionError, OSError):
+            if made:
+                made.pop().__exit__()
+            return False
+        return True
+
+    until("a session", try_it)
+    return made[0]
 
 
 def test_a_peer_without_source_address_is_spoken_to_from_where_the_kernel_would_and_harms_no_other(
