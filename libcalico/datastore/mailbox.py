@@ -13,8 +13,8 @@ class Mailbox:
     A batch that has been taken brings the consumer to exactly the state of its revision; what lay between is gone
     on purpose.  Deletions are kept like any value.
 
-    The bound is ``limit`` distinct keys, or one batch where that is more: a writer awaits :meth:`room` before each
-    put, and a batch is never split, since half of it is no state that the store was ever in.
+    The bound is ``limit`` distinct keys and one batch: a writer awaits :meth:`room` before each put.  A batch is never
+    split here, since half of a revision is no state that the store was ever in; the syncer keeps batches small.
     """
 
     def __init__(self, limit: int = 200_000) -> None:

@@ -200,21 +200,36 @@ class Syncer:
         return True
 
     async def _take(self, batch: WatchBatch) -> None:
+        """Hand the batch on, in parts of whole revisions: one answer may hold a thousand of them.
+
+        So what the mailbox holds is bounded by its limit, and not by how far behind the server lets a watch fall.
+        """
         updates: list[Update] = []
-        for number, event in enumerate(batch.events):
+        for event in batch.events:
             if event.mod_revision <= self.state.revision:
                 continue
-            if event.value is None:
-                self._view.pop(event.key, None)
-            else:
-                self._view[event.key] = (event.mod_revision, hash(event.value))
+            if len(updates) >= _SLICE and event.mod_revision != updates[-1].mod_revision:
+                await self._hand_on(updates, updates[-1].mod_revision)
+                updates = []
             updates.append(Update(event.key, event.value, event.mod_revision))
-            if number % _SLICE == _SLICE - 1:
-                await asyncio.sleep(0)
         if updates:
-            await self._mailbox.room()
-            self._mailbox.put(SyncBatch(updates, batch.revision, in_sync=True))
+            await self._hand_on(updates, batch.revision)
         self.state.revision = max(self.state.revision, batch.revision)
+
+    async def _hand_on(self, updates: list[Update], revision: int) -> None:
+        """Put whole revisions into the mailbox, when it has room; then the loop gets its turn.
+
+        The view changes with the mailbox and not before: a run that is cancelled in between has told nothing.
+        """
+        await self._mailbox.room()
+        for update in updates:
+            if update.value is None:
+                self._view.pop(update.key, None)
+            else:
+                self._view[update.key] = (update.mod_revision, hash(update.value))
+        self._mailbox.put(SyncBatch(updates, revision, in_sync=True))
+        self.state.revision = revision
+        await asyncio.sleep(0)
 
     # --- health -----------------------------------------------------------------------------------------------------
 

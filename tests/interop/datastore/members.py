@@ -62,9 +62,9 @@ class Member(EtcdServer):
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, size: int = 3) -> Iterator[list[Member]]:
+def cluster(folder: Path, *flags: str, size: int = 3) -> Iterator[list[Member]]:
     """Members that have elected a leader."""
-    members = [Member(folder / f"m{n}", name=f"m{n}") for n in range(size)]
+    members = [Member(folder / f"m{n}", *flags, name=f"m{n}") for n in range(size)]
     initial = ",".join(member.initial_cluster for member in members)
     try:
         for member in members:

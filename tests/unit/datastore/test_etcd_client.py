@@ -409,6 +409,17 @@ async def test_fragments_are_one_batch_even_if_something_comes_between(one: Fake
     assert batch == WatchBatch([Event("/w/a", b"1", 11), Event("/w/b", None, 11)], 11)
 
 
+async def test_revisions_that_are_whole_do_not_wait_for_the_last_fragment(one: FakeEtcd) -> None:
+    """A watcher far behind gets a thousand revisions in one response; holding them all could cost 1.5 GB."""
+    async with client(one) as store, Watching(store, one) as watching:
+        watching.server.events(("/w/a", b"1", 11), ("/w/a", b"2", 12), ("/w/b", b"1", 13), fragment=True)
+        assert await watching.next() == WatchBatch([Event("/w/a", b"1", 11), Event("/w/a", b"2", 12)], 12)
+        watching.server.events(("/w/c", b"1", 13), fragment=True)
+        watching.server.events(("/w/d", b"1", 14))
+        whole = [Event("/w/b", b"1", 13), Event("/w/c", b"1", 13), Event("/w/d", b"1", 14)]
+        assert await watching.next() == WatchBatch(whole, 14)
+
+
 async def test_a_stream_cut_between_fragments_delivers_none_of_them(one: FakeEtcd) -> None:
     async with client(one) as store, Watching(store, one) as watching:
         watching.server.events(("/w/a", b"1", 11), fragment=True)

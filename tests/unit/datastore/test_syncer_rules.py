@@ -321,6 +321,46 @@ async def test_a_slow_consumer_stops_the_reader_and_gets_only_the_last_values() 
         assert len(consumer.told) == 12, "one update per key: all values but the last were passed over"
 
 
+async def test_one_answer_of_many_revisions_is_handed_on_in_parts_that_are_whole_revisions(one: FakeEtcd) -> None:
+    """What etcd sends to a watcher that is behind must not overrun the mailbox; 300 keys to a revision."""
+    store = EtcdDatastore(EtcdSettings(endpoints=(one.url,)))
+    async with syncing(store, limit=100) as (_, consumer):
+        await consumer.take()
+        watch = await one.next_watch()
+        watch.created()
+        watch.events(*((f"{P}{rev}/{n}", b"1", rev) for rev in range(11, 31) for n in range(300)))
+        async with asyncio.timeout(5):
+            while not len(consumer.mailbox):
+                await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(consumer.mailbox) == 600, "the rest waits: two revisions are the first part over the limit"
+        while consumer.revision < 30:
+            await consumer.take()
+            assert len(consumer.told) == 2 + 300 * (consumer.revision - 10), "half a revision"
+    await store.close()
+
+
+async def test_what_was_not_handed_on_when_cancelled_is_told_by_the_next_run() -> None:
+    store, mailbox = MemoryDatastore(), Mailbox(limit=1)
+    syncer, consumer = Syncer(store, mailbox, rng=NoPause()), Consumer(mailbox)
+    first = asyncio.create_task(syncer.run())
+    await consumer.take()
+    await store.put(P + "a", b"1")
+    async with asyncio.timeout(5):
+        while not len(mailbox):
+            await asyncio.sleep(0)
+    await store.put(P + "b", b"1")
+    for _ in range(100):
+        await asyncio.sleep(0)  # the syncer has read it, and waits for room
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    again = asyncio.create_task(syncer.run())
+    await consumer.until(lambda: len(consumer.rows) == 2)
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
 # --- at random --------------------------------------------------------------------------------------------------------
 
 
