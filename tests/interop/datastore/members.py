@@ -17,8 +17,9 @@ from tests.etcd_server import EtcdServer, free_port
 class Member(EtcdServer):
     """A member that can be started first and awaited later, since a cluster needs a majority."""
 
-    def __init__(self, folder: Path, *flags: str, name: str = "m0") -> None:
+    def __init__(self, folder: Path, *flags: str, name: str = "m0", binary: str = "etcd") -> None:
         super().__init__(folder, *flags)
+        self.binary = binary
         self.name = name
         self.health_port = free_port()
         self.initial_cluster = f"{name}={self.peer_url}"
@@ -41,7 +42,7 @@ class Member(EtcdServer):
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    "setpriv", "--pdeathsig=KILL", "etcd", f"--name={self.name}", f"--data-dir={self.folder}/data",
+                    "setpriv", "--pdeathsig=KILL", self.binary, f"--name={self.name}", f"--data-dir={self.folder}/data",
                     f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}",
                     f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}",
                     f"--initial-cluster={self.initial_cluster}",

@@ -1,8 +1,12 @@
-"""One contract, two stores: what MemoryDatastore and a real etcd must both do."""
+"""One contract for all stores: what MemoryDatastore and a real etcd must do, and an etcd of another version.
+
+``FELIXPY_OTHER_ETCD=/path/to/etcd`` names it, for example that of a newer Debian, unpacked.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -27,6 +31,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Member]:
+    """An etcd of another version."""
+    binary = os.environ.get("FELIXPY_OTHER_ETCD", "")
+    if not binary:
+        pytest.skip("FELIXPY_OTHER_ETCD names no etcd of another version")
+    with Member(tmp_path_factory.mktemp("other"), binary=binary) as server:
+        yield server
+
+
 @pytest.fixture
 async def etcd_store(server: Member) -> AsyncIterator[EtcdDatastore]:
     store = EtcdDatastore(EtcdSettings(endpoints=(server.url,)))
@@ -35,12 +49,15 @@ async def etcd_store(server: Member) -> AsyncIterator[EtcdDatastore]:
     await store.close()
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+SERVERS = {"etcd": "server", "other etcd": "other_server"}
+
+
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.etcd) for name in SERVERS)])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     if request.param == "memory":
         yield MemoryDatastore()
         return
-    store = EtcdDatastore(EtcdSettings(endpoints=(request.getfixturevalue("server").url,)))
+    store = EtcdDatastore(EtcdSettings(endpoints=(request.getfixturevalue(SERVERS[request.param]).url,)))
     await store.delete_prefix("")
     yield store
     await store.close()
