@@ -72,6 +72,11 @@ class FelixConfig(msgspec.Struct, frozen=True):
     prometheus_metrics_host: str = ""
     prometheus_metrics_port: int = 9091
 
+    @property
+    def openstack(self) -> bool:
+        """Felix's rule: workload interfaces named ``tap…`` are OpenStack's (felix/config, OpenstackActive)."""
+        return any(prefix.startswith("tap") for prefix in self.interface_prefixes)
+
 
 _ACTIONS = {"drop": "Drop", "return": "Return", "accept": "Accept"}
 

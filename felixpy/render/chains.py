@@ -81,9 +81,10 @@ def _dispatch(name: str, key: str, verdict_map: str) -> Chain:
     return Chain(name, (Rule(f"{key} vmap @{verdict_map}"), Rule("counter drop", "unknown workload interface")))
 
 
-def anti_spoof_chain(exempt: Mapping[str, Sequence[Prefix]]) -> Chain:
+def anti_spoof_chain(exempt: Mapping[str, Sequence[Prefix]], *, openstack: bool = False) -> Chain:
     """A workload sends from its own addresses only; ``exempt``: from which others, by interface."""
     rules = [
+        *([Rule("ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept", "DHCP")] if openstack else []),
         # duplicate address detection speaks from the unspecified address (RFC 4862 section 5.4.2)
         Rule("ip6 saddr :: icmpv6 type 135 return", "duplicate address detection"),
     ]
@@ -99,6 +100,10 @@ def anti_spoof_chain(exempt: Mapping[str, Sequence[Prefix]]) -> Chain:
 
 def _workload_to_host(config: FelixConfig) -> list[Rule]:
     rules = [_ESTABLISHED, Rule(f"{_ND} accept", "neighbour discovery")]
+    if config.openstack:  # a virtual machine asks its host for an address and for names
+        rules.append(Rule("udp sport 68 udp dport 67 accept", "DHCP"))
+        rules.append(Rule("udp sport 546 udp dport 547 accept", "DHCPv6"))
+        rules.append(Rule("udp dport 53 accept", "DNS"))
     action = config.default_endpoint_to_host_action
     if action == "Drop":
         rules.append(Rule("counter drop", "defaultEndpointToHostAction Drop"))

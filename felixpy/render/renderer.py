@@ -99,9 +99,8 @@ class Renderer:
         if everything or moved or changed_hosts:
             self._hosts.render(config, delta)
         self._render_nat(config, delta, everything=everything)
-        self._anti_spoof.put(
-            delta, [chains.anti_spoof_chain(self._spoofing if config.workload_source_spoofing else {})]
-        )
+        exempt = self._spoofing if config.workload_source_spoofing else {}
+        self._anti_spoof.put(delta, [chains.anti_spoof_chain(exempt, openstack=config.openstack)])
         if everything:
             self._own_sysctls(None, _host_sysctls(config), delta)
         delta.routes.update(graph.routes.routes.take_changes())

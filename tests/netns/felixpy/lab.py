@@ -19,6 +19,8 @@ from libcalico.testing.netns import Namespace, link
 R = "/calico/resources/v3/projectcalico.org/"
 OPEN = {"ingress": [{"action": "Allow"}], "egress": [{"action": "Allow"}]}
 HOST, HOST_INSIDE, CLIENT, SERVER, POD = "192.0.2.1", "198.51.100.1", "192.0.2.10", "198.51.100.10", "10.65.0.1"
+HOST6, HOST6_INSIDE, CLIENT6 = "fd02::1", "fd51::1", "fd02::10"
+SERVER6, POD6 = "fd51::10", "fd65::1"
 PORTS = (22, 7000, 8080, 9090)
 
 # Answers on TCP ports with one byte, and sends UDP back to where it came from.
@@ -26,9 +28,13 @@ ECHO = """
 import selectors, socket, sys
 sel = selectors.DefaultSelector()
 for port in map(int, sys.argv[1:]):
-    tcp = socket.socket(); tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    tcp.bind(("", port)); tcp.listen(16); sel.register(tcp, selectors.EVENT_READ, "tcp")
-    udp = socket.socket(type=socket.SOCK_DGRAM); udp.bind(("", port)); sel.register(udp, selectors.EVENT_READ, "udp")
+    # both families on one socket
+    tcp = socket.socket(socket.AF_INET6); tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    for sock, kind in ((tcp, "tcp"), (udp, "udp")):
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", port)); sel.register(sock, selectors.EVENT_READ, kind)
+    tcp.listen(16)
 print("ready", flush=True)
 while True:
     for key, _ in sel.select():
@@ -61,6 +67,7 @@ class Net:
         self.pod.run("ip", "address", "add", f"{POD}/32", "dev", "eth0")
         self.pod.run("ip", "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link")
         self.pod.run("ip", "route", "add", "default", "via", "169.254.1.1")
+        self._add_ipv6()
         # proxy ARP answers for what is routed elsewhere
         self.node.run("ip", "route", "add", "default", "via", CLIENT)
         self.echoes = []
@@ -69,6 +76,19 @@ class Net:
             assert echo.stdout is not None
             assert echo.stdout.readline() == "ready\n"
             self.echoes.append(echo)
+
+    def _add_ipv6(self) -> None:
+        """The same with IPv6; a pod's gateway is the link-local address of its host's end."""
+        self.node.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        for dev, address in (("eth0", f"{HOST6}/64"), ("eth1", f"{HOST6_INSIDE}/64"), ("cali1", "fe80::1/64")):
+            self.node.run("ip", "address", "add", address, "dev", dev, "nodad")
+        self.node.run("ip", "route", "add", f"{POD6}/128", "dev", "cali1")
+        for there, dev, address, gateway in (
+            (self.client, "up0", f"{CLIENT6}/64", HOST6), (self.server, "up0", f"{SERVER6}/64", HOST6_INSIDE),
+            (self.pod, "eth0", f"{POD6}/128", "fe80::1"),
+        ):  # fmt: skip
+            there.run("ip", "address", "add", address, "dev", dev, "nodad")
+            there.run("ip", "-6", "route", "add", "default", "via", gateway, "dev", dev)
 
     def close(self) -> None:
         for echo in self.echoes:
@@ -91,7 +111,8 @@ class Net:
 
     def udp(self, ns: Namespace, address: str, port: int) -> bool:
         def ask() -> bool:
-            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
                 sock.settimeout(0.4)
                 try:
                     sock.sendto(b"?", (address, port))
@@ -131,7 +152,7 @@ class Node:
         self.graph.on_addresses(addresses)
         self.put("workloadendpoints/default/n1-cni-c1-eth0", {
             "orchestrator": "cni", "node": "n1", "containerID": "c1", "endpoint": "eth0", "profiles": ["open"],
-            "ipNetworks": [f"{POD}/32"], "interfaceName": "cali1",
+            "ipNetworks": [f"{POD}/32", f"{POD6}/128"], "interfaceName": "cali1",
         })  # fmt: skip
         self._renderer = Renderer(self.graph)
         self._ops = net.node.call(LibNft)
