@@ -7,10 +7,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from felixpy.cli.kinds import kind_of
 from felixpy.cli.write import WriteError, Writer
+from felixpy.cli.yamltext import load
 from libcalico.datastore.api import Datastore
 from libcalico.model.document import DEFAULT_NAMESPACE, Document, merge_patch
 from libcalico.model.keys import KINDS, ResourceKey
@@ -40,9 +39,9 @@ async def patch(store: Datastore, args: argparse.Namespace) -> int:
     """Patch one object.  Calico's kinds have no merge keys, so a strategic patch is a merge patch."""
     key = named(args.kind, args.name, args.namespace)
     try:
-        change = yaml.safe_load(args.patch)
-    except yaml.YAMLError as why:
-        raise ValueError(f"cannot read the patch: {' '.join(str(why).split())}") from None
+        change = load(args.patch)
+    except ValueError as why:
+        raise ValueError(f"cannot read the patch: {why}") from None
     if args.type == "json":
         await Writer(store).change(key, lambda stored: json_patch(stored, change))
     elif not isinstance(change, dict):

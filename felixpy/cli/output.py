@@ -7,9 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from felixpy.cli.kinds import Document, columns_of, shown
+from felixpy.cli.yamltext import dump
 from libcalico.model.keys import KINDS, ResourceKey
 from libcalico.model.resources import API_VERSION
 
@@ -34,7 +33,7 @@ def render(items: Sequence[Item], how: str, *, single: bool, all_namespaces: boo
         case "json":
             return json.dumps(_whole(items, single=single), indent=2)
         case "yaml":
-            return yaml.safe_dump(_whole(items, single=single), sort_keys=False, allow_unicode=True).rstrip("\n")
+            return dump(_whole(items, single=single)).rstrip("\n")
         case "name":
             return "\n".join(f"{KINDS[key.kind][0]}/{key.name}" for key, _ in items)
         case "custom-columns" if argument:

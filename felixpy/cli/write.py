@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from felixpy.cli.checks import Checked, Refused, check, check_among_others, check_delete, check_unknown
+from felixpy.cli.yamltext import load_all
 from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Put
 from libcalico.model.codec import InvalidValue
 from libcalico.model.document import Document, for_create, for_update, key_of
@@ -54,16 +53,11 @@ def read_documents(sources: Iterable[str], *, recursive: bool = False) -> list[D
 
 
 def _parse(text: str, name: str) -> list[Any]:
-    """JSON if it is JSON: the YAML reader knows no surrogate pairs and takes its time.  Raises WriteError."""
-    if text.lstrip()[:1] in {"{", "["}:
-        try:
-            return [json.loads(text)]
-        except (ValueError, RecursionError):
-            pass  # YAML in flow style, or several documents
+    """All documents of one source.  Raises WriteError."""
     try:
-        return list(yaml.safe_load_all(text))
-    except (yaml.YAMLError, RecursionError, ValueError) as why:
-        raise WriteError(f"{name}: {why or type(why).__name__}") from None
+        return load_all(text)
+    except ValueError as why:
+        raise WriteError(f"{name}: {why}") from None
 
 
 def _texts(source: str, *, recursive: bool) -> list[tuple[str, str]]:
@@ -119,7 +113,7 @@ def _load(row: KeyValue, key: ResourceKey) -> Document:
 
 
 # Calico's own tiers, as its client makes them before the first write (libcalico-go/lib/clientv3/client.go)
-_TIERS = {"default": (1_000_000.0, "Deny"), "kube-admin": (1_000.0, "Pass"), "kube-baseline": (10_000_000.0, "Pass")}
+_TIERS = {"default": (1_000_000, "Deny"), "kube-admin": (1_000, "Pass"), "kube-baseline": (10_000_000, "Pass")}
 
 
 async def ensure_initialized(store: Datastore) -> None:
