@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from importlib import metadata
 
 from felixpy.cli.kinds import words
@@ -54,10 +53,10 @@ async def version(args: argparse.Namespace) -> int:
         return 0
     import json
 
-    from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+    from felixpy.cli.connect import open_store
     from libcalico.model.keys import ResourceKey
 
-    store = EtcdDatastore(EtcdSettings.from_env(os.environ))
+    store = open_store(args.config)
     try:
         row = await store.get(ResourceKey("ClusterInformation", "default").path)
     finally:
