@@ -24,7 +24,7 @@ from libcalico.model.keys import ResourceKey
 ROOT = "/calico/"
 _STATUS = ("/calico/felix/", "/calico/bgp/v1/host/")
 _FORMAT = "felixctl datastore export, version 1"
-_AT_ONCE = 100
+_AT_ONCE = 60  # each is a compare and a put
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,8 @@ def _raw(document: dict[str, Any], place: str) -> bytes:
 
 async def _import(store: Datastore, args: argparse.Namespace) -> int:
     wanted = _load(args.filename)
-    present = {row.key: row.value for row in (await store.list(ROOT)).items}
+    rows = {row.key: row for row in (await store.list(ROOT)).items}
+    present = {key: row.value for key, row in rows.items()}
     others = [key for key in present if not key.startswith(_STATUS)]
     if others and not args.merge:
         raise WriteError(f"the datastore is not empty ({len(others)} keys, for instance {others[0]}); see --merge")
@@ -133,9 +134,13 @@ async def _import(store: Datastore, args: argparse.Namespace) -> int:
             print(f"would {'change' if key in present else 'create'} {key}")
     else:
         for part in _parts(list(todo.items())):
-            absent = [Compare(key, CompareTarget.CREATE_REVISION, 0) for key, _ in part if key not in present]
-            if not (await store.txn(absent, [Put(key, value) for key, value in part])).succeeded:
-                raise WriteError("somebody else writes to this datastore: import again with --merge")
+            # a key that is absent has the modification revision 0
+            unchanged = [
+                Compare(key, CompareTarget.MOD_REVISION, rows[key].mod_revision if key in rows else 0)
+                for key, _ in part
+            ]
+            if not (await store.txn(unchanged, [Put(key, value) for key, value in part])).succeeded:
+                raise WriteError("somebody else writes to this datastore: lock it, and import again with --merge")
     said = "would be imported" if args.dry_run else "imported"
     print(f"{len(todo)} keys {said}, {len(wanted) - len(todo)} are there already")
     return 0

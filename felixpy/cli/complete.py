@@ -65,3 +65,16 @@ async def version(args: argparse.Namespace) -> int:
     print(f"Cluster Version:   {spec.get('calicoVersion') or 'unknown'}")
     print(f"Cluster Type:      {spec.get('clusterType') or 'unknown'}")
     return 0
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--filename", default="")
+    parser.add_argument("-o", "--output", default="yaml")
+
+
+async def convert(args: argparse.Namespace) -> int:
+    """Say that there is nothing to convert.  Raises ValueError."""
+    raise ValueError(
+        "there is nothing to convert: felixctl knows projectcalico.org/v3 only; "
+        "for manifests of Calico 2 (apiVersion v1) take a calicoctl of release 3"
+    )

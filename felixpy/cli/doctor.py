@@ -67,6 +67,9 @@ async def wait_until(store: Datastore, revision: int, timeout_s: float) -> int:
     lagging = await wait_for(store, revision, timeout_s)
     for name, reason in sorted(lagging.items()):
         sys.stderr.write(f"{name}: not at revision {revision} after {timeout_s:g} s: {reason}\n")
+    if not lagging and not await live_nodes(store):
+        sys.stderr.write("no node reports anything: nothing is known to be in force\n")
+        return EX_LAGGARDS
     if not lagging:
         print(f"in force on all live nodes at revision {revision}")
     return EX_LAGGARDS if lagging else 0

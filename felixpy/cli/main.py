@@ -38,6 +38,8 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("check files without a datastore", "verbs", store=False),
     "patch": Verb("change a part of a resource", "edit", "add_patch_arguments", "patch"),
     "label": Verb("set or remove a label", "edit", "add_label_arguments", "label"),
+    "convert": Verb("manifests of Calico 2 are not converted here", "complete", "add_convert_arguments", "convert",
+                    store=False),
     "doctor": Verb("name every object that cannot be used, and what the nodes say", "doctor"),
     "wait": Verb("until all live nodes' kernels match a revision; exit 3 names the laggards", "doctor",
                  "add_wait_arguments", "wait"),
@@ -58,6 +60,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     asked = next((word for word in argv if word in VERBS), "")
     for name, verb in VERBS.items():
         sub = commands.add_parser(name, help=verb.help)
+        sub.add_argument("-c", "--config", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         if name == asked:
             getattr(_module(verb), verb.arguments)(sub)
     return parser

@@ -197,17 +197,18 @@ class Writer:
             Refused: It must stay.
         """
         given = str(document.get("metadata", {}).get("resourceVersion") or "")
-        row = await self._store.get(key.path)
-        if row is None:
-            raise Missing(f"resource does not exist: {key}")
-        if given and given != str(row.mod_revision):
-            raise WriteError(f"update conflict: {key}")
-        await check_delete(self._store, key)
-        seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
-        result = await self._store.txn([seen] if given else [], [Delete(key.path)])
-        if not result.succeeded:
-            raise WriteError(f"update conflict: {key}")
-        return result.revision
+        for _ in range(_ATTEMPTS):
+            row = await self._store.get(key.path)
+            if row is None:
+                raise Missing(f"resource does not exist: {key}")
+            if given and given != str(row.mod_revision):
+                break
+            await check_delete(self._store, key)
+            seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
+            result = await self._store.txn([seen], [Delete(key.path)])
+            if result.succeeded:
+                return result.revision
+        raise WriteError(f"update conflict: {key}")
 
     async def change(self, key: ResourceKey, change: Callable[[Document], Document]) -> int:
         """Read, change and write back one object; return the revision.  Raises WriteError, Refused."""
