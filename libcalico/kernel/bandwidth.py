@@ -2,7 +2,8 @@
 
 What goes to a workload leaves by its interface: there a tbf qdisc shapes it.  What comes from it is redirected to an
 ifb device, and shaped where it leaves that.  Limits are few and change rarely, so tc is run, and not spoken to: one
-batch for all changes, one listing per audit, and nothing at all on a node that has none.
+batch per change, one listing per audit, and nothing at all on a node that has none.  The module ifb makes two devices
+of its own when it is loaded, unless it is told not to (systemd/modprobe.conf).
 """
 
 from __future__ import annotations

@@ -47,6 +47,26 @@ def until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0) -> N
         time.sleep(0.05)
 
 
+class Since(str):
+    """A time of day, ``03:34:43.665``; BIRD reckons it anew each time, and it may sway by some ms."""
+
+    __slots__ = ()
+
+    @property
+    def seconds(self) -> float:
+        hours, minutes, seconds = self.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Since) and abs(self.seconds - other.seconds) < 0.05
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class BirdPeer:
     """One BIRD with one session.  (One BIRD cannot have two sessions with the same neighbour.)"""
 
@@ -164,9 +184,10 @@ class World:
     def established(self, *names: str) -> bool:
         return all("Established" in self.birdc(name, "show protocols peer") for name in names)
 
-    def since(self, name: str) -> str:
-        """Since when BIRD has the session, to the millisecond."""
-        return next(r for r in self.birdc(name, "show protocols peer").splitlines() if r.startswith("peer ")).split()[4]
+    def since(self, name: str) -> Since:
+        """Since when BIRD has the session."""
+        rows = self.birdc(name, "show protocols peer").splitlines()
+        return Since(next(row for row in rows if row.startswith("peer ")).split()[4])
 
     # --- the node ---------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import time
+
+import pytest
 
 from libcalico.dataplane.bandwidth import Bandwidth, Bucket, shaper_name
 from libcalico.kernel.bandwidth import BandwidthReconciler
@@ -11,6 +15,14 @@ from libcalico.kernel.errors import NotReady
 from libcalico.kernel.links import LinkTable
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.testing.netns import Namespace, link
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_default_devices() -> None:
+    """Loaded by itself, the module makes two devices in the root namespace; nobody wants them."""
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "ifb", "numifbs=0"], capture_output=True, check=False)
+
 
 SLOW = Bandwidth(Bucket(8_000_000, 50_000), Bucket(4_000_000, 50_000))
 
