@@ -84,7 +84,14 @@ class BandwidthReconciler:
 
     async def _audit(self) -> list[str]:
         """Look at all buckets; return the interfaces on which others undid our work."""
-        rates = {q["dev"]: q["options"].get("rate", 0) for q in await _tc_list() if q.get("kind") == "tbf"}
+        try:
+            listed = await _tc_list()
+        except KernelError:
+            if self._wanted or self._done:
+                raise
+            self._swept = True  # a host without tc, and nothing to limit: then there is nothing left of ours either
+            return []
+        rates = {q["dev"]: q.get("options", {}).get("rate", 0) for q in listed if q.get("kind") == "tbf" and "dev" in q}
         drifted: list[str] = []
         for interface, limits in self._done.items():
             places = ((interface, limits.ingress), (shaper_name(interface), limits.egress))

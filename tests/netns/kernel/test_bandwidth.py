@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from libcalico.dataplane.bandwidth import Bandwidth, Bucket, shaper_name
 from libcalico.kernel.bandwidth import BandwidthReconciler
-from libcalico.kernel.errors import NotReady
+from libcalico.kernel.errors import KernelError, NotReady
 from libcalico.kernel.links import LinkTable
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.testing.netns import Namespace, link
@@ -123,3 +124,18 @@ def test_packets_feel_the_limits_in_both_directions() -> None:
         to_pod, from_pod = kbit_per_s(host, pod, "10.0.0.2"), kbit_per_s(pod, host, "10.0.0.1")
         assert free > 5 * to_pod
         assert free > 5 * from_pod
+
+
+def test_a_host_without_tc_is_fine_until_a_limit_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    async def work() -> None:
+        reconciler = BandwidthReconciler(LinkTable(), lambda name: name.startswith("cali"))
+        reconciler.start_sweep()
+        assert (await reconciler.reconcile(0)).failed == {}
+        reconciler.want("cali1", SLOW)
+        reconciler.audit_due = True
+        with pytest.raises(KernelError, match="tc"):
+            await reconciler.reconcile(1)
+
+    asyncio.run(work())
