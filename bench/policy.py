@@ -18,7 +18,6 @@ import time
 from typing import Any
 
 from felixpy.calc.graph import CalcGraph
-from felixpy.render.delta import DataplaneDelta
 from felixpy.render.renderer import Renderer
 from libcalico.kernel.nft import LibNft
 from libcalico.kernel.nft_reconciler import NftReconciler
@@ -70,16 +69,6 @@ def _cluster() -> CalcGraph:
     return graph
 
 
-def _want(nft: NftReconciler, delta: DataplaneDelta) -> None:
-    for name, item in delta.sets.items():
-        nft.want_set(name, item)
-    for name, chain in delta.chains.items():
-        nft.want_chain(name, chain)
-    for name, change in delta.elements.items():
-        if delta.sets.get(name, name) is not None:
-            nft.want_elements(name, change.add, change.remove, replace=change.replace)
-
-
 def _quantiles(times: list[float]) -> str:
     cuts = statistics.quantiles(times, n=100)
     return f"p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms, most {max(times):.2f} ms"
@@ -93,7 +82,7 @@ async def _scale() -> None:
     first = renderer.render()
     calculated = time.perf_counter()
     nft = NftReconciler(LibNft())
-    _want(nft, first)
+    first.tell_nft(nft)
     assert (await nft.reconcile(0)).ok
     done = time.perf_counter()
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -106,7 +95,7 @@ async def _scale() -> None:
         start = time.perf_counter()
         change()
         graph.flush()
-        _want(nft, renderer.render())
+        renderer.render().tell_nft(nft)
         assert (await nft.reconcile(0)).ok
         return (time.perf_counter() - start) * 1e3
 
@@ -239,7 +228,7 @@ def _install(path: _Path, graph: CalcGraph) -> None:
         nft = NftReconciler(ops)
         nft.start_sweep()
         graph.flush()
-        _want(nft, Renderer(graph).render())
+        Renderer(graph).render().tell_nft(nft)
         assert (await nft.reconcile(0)).ok
         ops.close()
 

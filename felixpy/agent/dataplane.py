@@ -33,8 +33,6 @@ from libcalico.net import Addr
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
-_STAYS = object()  # a set that the delta does not speak of
-
 
 class Reconciler(Protocol):
     """What the loop asks of each reconciler."""
@@ -107,13 +105,7 @@ class Dataplane:
 
     def want(self, delta: DataplaneDelta, revision: int) -> None:
         """Take a change of the desired state; it stands for the datastore at ``revision``."""
-        for name, item in delta.sets.items():
-            self.nft.want_set(name, item)
-        for name, chain in delta.chains.items():
-            self.nft.want_chain(name, chain)
-        for name, change in delta.elements.items():
-            if delta.sets.get(name, _STAYS) is not None:
-                self.nft.want_elements(name, change.add, change.remove, replace=change.replace)
+        delta.tell_nft(self.nft)
         for key, route in delta.routes.items():
             self._cut_flows(self.routes.fib.wanted(key), route)
             self.routes.want(key, route)
@@ -128,7 +120,9 @@ class Dataplane:
 
     def _cut_flows(self, old: Route | None, new: Route | None) -> None:
         """An address that leads elsewhere from now on, or nowhere, leaves its old flows behind."""
-        if old is not None and self._is_workload_route(old) and (new is None or new.next_hops != old.next_hops):
+        if old is None or not old.key.prefix.is_host or not self._leads_to_workload(old):
+            return
+        if new is None or new.next_hops != old.next_hops:
             self.flows.cut(old.key.prefix.network)
 
     def start_sweep(self) -> None:
@@ -318,17 +312,12 @@ class Dataplane:
     def _is_workload_interface(self, name: str) -> bool:
         return name.startswith(self.prefixes)
 
-    def _is_workload_route(self, route: Route) -> bool:
+    def _leads_to_workload(self, route: Route) -> bool:
         hops = route.next_hops
-        return route.key.prefix.is_host and bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
+        return bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
 
     def _route_is_ours(self, route: Route) -> bool:
         """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""
         if route.protocol == RouteProtocol.FELIX:
             return True
-        hops = route.next_hops
-        return (
-            route.protocol == RouteProtocol.BOOT
-            and bool(hops)
-            and all(self._is_workload_interface(hop.dev) for hop in hops)
-        )
+        return route.protocol == RouteProtocol.BOOT and self._leads_to_workload(route)

@@ -28,7 +28,6 @@ class HttpServers:
         self._refused: dict[Address, str] = {}
         self._log = get_logger("http")
         self._news = asyncio.Event()
-        self.ports: dict[Address, int] = {}
 
     def kick(self) -> None:
         """The configuration may have changed."""
@@ -50,7 +49,6 @@ class HttpServers:
         wanted = _addresses(self._config())
         for address in self._servers.keys() - wanted:
             await self._servers.pop(address).aclose()
-            self.ports.pop(address, None)
         for address in wanted - self._servers.keys():
             stack = contextlib.AsyncExitStack()
             try:
@@ -61,7 +59,7 @@ class HttpServers:
                     self._log.error("cannot-serve", reason=str(why))
                 continue
             self._refused.pop(address, None)
-            self._servers[address], self.ports[address] = stack, server.port
+            self._servers[address] = stack
             self._log.info("serving", host=address[0] or "all addresses", port=server.port)
 
 

@@ -58,23 +58,23 @@ def check(document: Document, namespace: str = "") -> Checked:
         key = key_of(given, namespace)
     except InvalidValue as why:
         raise Refused(f"error with {_name(document)}: {why}") from None
-    problems = validate(key.kind, given, strict=False)
-    if problems:
-        raise Refused(_lines(document, [*problems, *_unknown(key.kind, given, problems)]))
+    problems = validate(key.kind, given)
+    hard = validate(key.kind, given, strict=False) if problems else []
+    unknown = tuple(problem for problem in problems if problem not in hard)
+    if hard:
+        raise Refused(_lines(document, [*hard, *unknown]))
     try:
         _compile(key, decode_resource(key, json.dumps(given).encode()))
     except (InvalidValue, InvalidPolicy, ValueError, RecursionError) as why:
         raise Refused(f"error with {_name(document)}: {why}") from None
-    return Checked(key, given, _unknown(key.kind, given, problems))
-
-
-def _unknown(kind: str, document: Document, others: list[FieldProblem]) -> tuple[FieldProblem, ...]:
-    return tuple(problem for problem in validate(kind, document) if problem not in others)
+    return Checked(key, given, unknown)
 
 
 def check_unknown(checked: Checked, stored: Document | None) -> None:
     """Refuse unknown fields, as calicoctl does, but not those that the stored object has already.  Raises Refused."""
-    kept = {p.path for p in _unknown(checked.key.kind, stored, [])} if stored is not None and checked.unknown else set()
+    kept: set[str] = set()
+    if stored is not None and checked.unknown:
+        kept = {problem.path for problem in validate(checked.key.kind, stored)}
     problems = [problem for problem in checked.unknown if problem.path not in kept]
     if problems:
         raise Refused(_lines(checked.document, problems))

@@ -38,10 +38,10 @@ async def run(store: Datastore, args: argparse.Namespace) -> int:
     kinds = [kind_of(word) for word in args.kinds.split(",")] if wanted is None else sorted({k.kind for k in wanted})
     chosen = _Choice(args, kinds, wanted)
     items, revision = await chosen.read(store)
-    for key in chosen.absent([key for key, _ in items]):
-        sys.stderr.write(f"resource does not exist: {key}\n")
-    single = len(args.names) == 1 or (wanted is not None and len(wanted) == 1)
     absent = chosen.absent([key for key, _ in items])
+    for name in absent:
+        sys.stderr.write(f"resource does not exist: {name}\n")
+    single = len(args.names) == 1 or (wanted is not None and len(wanted) == 1)
     if items or not absent:
         print(render(items, args.output, single=single, all_namespaces=args.all_namespaces))
     if args.watch:

@@ -35,7 +35,7 @@ VERBS: dict[str, Verb] = {
     "apply": Verb("create resources, or change what exists", "verbs"),
     "replace": Verb("change existing resources", "verbs"),
     "delete": Verb("remove resources", "verbs"),
-    "validate": Verb("check files without a datastore", "verbs", store=False),
+    "validate": Verb("check files without a datastore", "verbs", run="validate", store=False),
     "patch": Verb("change a part of a resource", "edit", "add_patch_arguments", "patch"),
     "label": Verb("set or remove a label", "edit", "add_label_arguments", "label"),
     "convert": Verb("manifests of Calico 2 are not converted here", "complete", "add_convert_arguments", "convert",

@@ -30,15 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
 
 
-async def run(*given: object) -> int:
-    """``run(store, args)``, or ``run(args)`` for validate."""
-    store = given[0] if len(given) == 2 else None
-    args = given[-1]
-    assert isinstance(args, argparse.Namespace)  # noqa: S101  # the command table says so
-    return await _run(store, args)  # type: ignore[arg-type]
+async def validate(args: argparse.Namespace) -> int:
+    """Check files, without a datastore."""
+    return await run(None, args)
 
 
-async def _run(store: Datastore | None, args: argparse.Namespace) -> int:
+async def run(store: Datastore | None, args: argparse.Namespace) -> int:
+    """Do one verb to all that the files and the command line name."""
     documents = write.read_documents(args.filename, recursive=args.recursive)
     for name in args.names:
         key = named(args.kind, name, args.namespace)

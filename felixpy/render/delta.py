@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
+
+
+class NftWants(Protocol):
+    """What takes the nftables part of a delta."""
+
+    def want_set(self, name: str, item: NftSet | None) -> None: ...
+    def want_chain(self, name: str, chain: Chain | None) -> None: ...
+    def want_elements(self, name: str, add: Iterable[Element], remove: Iterable[Element], *, replace: bool) -> None: ...
 
 
 @dataclass
@@ -35,6 +44,16 @@ class DataplaneDelta:
     def change(self, set_name: str) -> ElementChange:
         """The changes of one set, to be added to."""
         return self.elements.setdefault(set_name, ElementChange())
+
+    def tell_nft(self, nft: NftWants) -> None:
+        """Hand over sets, chains and elements; those of a set that goes do not count."""
+        for name, item in self.sets.items():
+            nft.want_set(name, item)
+        for name, chain in self.chains.items():
+            nft.want_chain(name, chain)
+        for name, change in self.elements.items():
+            if name not in self.sets or self.sets[name] is not None:
+                nft.want_elements(name, change.add, change.remove, replace=change.replace)
 
     def drop_set(self, name: str) -> None:
         """The set shall not be there, whatever was said of its elements."""

@@ -61,6 +61,7 @@ class Renderer:
         self._anti_spoof = Section()
         self._nat = Section()
         self._nat_dirty = False
+        self._spoofing_dirty = False
         self._dscp: dict[str, int] = {}
         self._bandwidth: dict[str, Bandwidth] = {}
         self._spoofing: dict[str, tuple[Prefix, ...]] = {}
@@ -99,8 +100,10 @@ class Renderer:
         if everything or moved or changed_hosts:
             self._hosts.render(config, delta)
         self._render_nat(config, delta, everything=everything)
-        exempt = self._spoofing if config.workload_source_spoofing else {}
-        self._anti_spoof.put(delta, [chains.anti_spoof_chain(exempt, openstack=config.openstack)])
+        if everything or self._spoofing_dirty:
+            self._spoofing_dirty = False
+            exempt = self._spoofing if config.workload_source_spoofing else {}
+            self._anti_spoof.put(delta, [chains.anti_spoof_chain(exempt, openstack=config.openstack)])
         if everything:
             self._own_sysctls(None, _host_sysctls(config), delta)
         delta.routes.update(graph.routes.routes.take_changes())
@@ -293,7 +296,9 @@ class Renderer:
         dscp = None if state is None else state.qos.dscp
         self._nat_dirty = self._nat_dirty or self._dscp.get(interface) != dscp
         put_or_drop(self._dscp, interface, dscp)
-        put_or_drop(self._spoofing, interface, (state.spoofed_prefixes or None) if state else None)
+        spoofed = (state.spoofed_prefixes or None) if state else None
+        self._spoofing_dirty = self._spoofing_dirty or self._spoofing.get(interface) != spoofed
+        put_or_drop(self._spoofing, interface, spoofed)
 
     def _set_host_side(
         self, endpoint_id: EndpointId, old: WorkloadEndpointState | None, new: WorkloadEndpointState | None,

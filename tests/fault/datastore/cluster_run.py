@@ -20,7 +20,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -320,8 +320,8 @@ async def main(seed: int, seconds: float, members: list[Member]) -> dict[str, ob
     }
 
 
-def run(seed: int, seconds: float) -> dict[str, object]:
-    """Build the cluster, torment it, and take everything away again."""
+def in_cluster(work: Callable[[list[Member]], Coroutine[object, object, dict[str, object]]]) -> dict[str, object]:
+    """Build the cluster, run ``work`` beside it, and take everything away again."""
     with tempfile.TemporaryDirectory(prefix="felixpy-cluster-") as folder, Namespace("hub") as hub:
         hub.run("ip", "link", "add", "br0", "type", "bridge")
         hub.run("ip", "link", "set", "br0", "up")
@@ -331,7 +331,7 @@ def run(seed: int, seconds: float) -> dict[str, object]:
             for member in members:
                 member.start()
             enter(hub.fd)  # before gRPC makes its threads
-            return asyncio.run(main(seed, seconds, members))
+            return asyncio.run(work(members))
         finally:
             for member in members:
                 member.close()
@@ -342,4 +342,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--seconds", type=float, default=12.0)
     given = parser.parse_args()
-    sys.stdout.write(json.dumps(run(given.seed, given.seconds)) + "\n")
+    sys.stdout.write(json.dumps(in_cluster(lambda members: main(given.seed, given.seconds, members))) + "\n")

@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 from libcalico.datastore.errors import DatastoreError
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.syncer import Syncer
-from libcalico.testing.netns import Namespace, enter
-from tests.fault.datastore.cluster_run import PREFIX, Member, healthy
+from libcalico.testing.netns import Namespace
+from tests.fault.datastore.cluster_run import PREFIX, Member, healthy, in_cluster
 
 _PEERS_CUT = """
 table inet cut {
@@ -99,22 +97,5 @@ async def main(members: list[Member], namespace_of: Callable[[Member], Namespace
             "relists": follower.syncer.state.relists, "reconnects": follower.syncer.state.reconnects}  # fmt: skip
 
 
-def run() -> dict[str, object]:
-    """Build the cluster, cut it, and take everything away again."""
-    with tempfile.TemporaryDirectory(prefix="felixpy-cluster-") as folder, Namespace("hub") as hub:
-        hub.run("ip", "link", "add", "br0", "type", "bridge")
-        hub.run("ip", "link", "set", "br0", "up")
-        hub.run("ip", "address", "add", "10.99.0.254/24", "dev", "br0")
-        members = [Member(n, hub, Path(folder)) for n in (1, 2, 3)]
-        try:
-            for member in members:
-                member.start()
-            enter(hub.fd)  # before gRPC makes its threads
-            return asyncio.run(main(members, lambda member: member._ns))
-        finally:
-            for member in members:
-                member.close()
-
-
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(run()) + "\n")
+    sys.stdout.write(json.dumps(in_cluster(lambda members: main(members, lambda member: member._ns))) + "\n")

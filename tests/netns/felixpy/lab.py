@@ -188,14 +188,7 @@ class Node:
     def apply(self) -> None:
         """Bring the kernel up to date."""
         self.graph.flush()
-        delta = self._renderer.render()
-        for name, item in delta.sets.items():
-            self._nft.want_set(name, item)
-        for name, chain in delta.chains.items():
-            self._nft.want_chain(name, chain)
-        for name, change in delta.elements.items():
-            if delta.sets.get(name, name) is not None:
-                self._nft.want_elements(name, change.add, change.remove, replace=change.replace)
+        self._renderer.render().tell_nft(self._nft)
 
         async def write() -> None:
             outcome = await self._nft.reconcile(0)

@@ -59,14 +59,7 @@ def endpoint(graph: CalcGraph, number: int, app: str, *, node: str = "n1", addre
 
 def wants(graph: CalcGraph, renderer: Renderer, nft: NftReconciler) -> None:
     graph.flush()
-    delta = renderer.render()
-    for name, item in delta.sets.items():
-        nft.want_set(name, item)
-    for name, chain in delta.chains.items():
-        nft.want_chain(name, chain)
-    for name, change in delta.elements.items():
-        if delta.sets.get(name, name) is not None:
-            nft.want_elements(name, change.add, change.remove, replace=change.replace)
+    renderer.render().tell_nft(nft)
 
 
 @pytest.fixture
