@@ -25,6 +25,7 @@ from felixpy.agent.settings import AgentSettings, node_name
 from felixpy.agent.status import StatusReporter
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.interfaces import Interface
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
@@ -33,7 +34,6 @@ from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.sync_api import SyncBatch, SyncStatus, Update
 from libcalico.datastore.syncer import Syncer
 from libcalico.kernel.errors import KernelError
-from libcalico.net import Addr
 from libcalico.runtime.control import ControlServer
 from libcalico.runtime.health import Reporter
 from libcalico.runtime.logs import get_logger
@@ -89,7 +89,7 @@ class Agent:
             tasks.create_task(self._calculate(), name="calculate")
             tasks.create_task(self.dataplane.run(), name="dataplane")
             tasks.create_task(self.dataplane.watch_kernel(), name="watch-kernel")
-            tasks.create_task(self._follow_addresses(), name="addresses")
+            tasks.create_task(self._follow_interfaces(), name="interfaces")
             tasks.create_task(self.dataplane.watch_nft(), name="watch-nft")
             tasks.create_task(self._keeper.run(), name="lease")
             tasks.create_task(self._reporter.run(), name="status")
@@ -125,7 +125,7 @@ class Agent:
             self._program.status("waiting: ClusterInformation does not say datastoreReady")
             return
         if not self._in_sync:
-            self.graph.on_addresses(await self._addresses())
+            self.graph.on_interfaces(await self._interfaces() or {})
         self._program_dataplane()
         self.metrics.calc_seconds.observe(time.perf_counter() - began)
         if not self._in_sync:
@@ -148,20 +148,20 @@ class Agent:
                     self.metrics.hits.rows = read_hits(await self.dataplane.rules_in_force())
             await asyncio.sleep(_HITS_INTERVAL_S)
 
-    async def _addresses(self) -> dict[str, frozenset[Addr]]:
+    async def _interfaces(self) -> dict[str, Interface] | None:
         try:
-            return await self.dataplane.addresses()
+            return await self.dataplane.interfaces()
         except KernelError as why:
-            self._log.error("kernel-read-failed", what="addresses", reason=str(why))
-            return {}
+            self._log.error("kernel-read-failed", what="interfaces", reason=str(why))
+            return None
 
-    async def _follow_addresses(self) -> None:
-        """Host endpoints may be known by their addresses."""
+    async def _follow_interfaces(self) -> None:
+        """Host endpoints may be known by their addresses; tunnels stand on an interface, and take their MTU from it."""
         while True:
-            await self.dataplane.addresses_moved()
-            addresses = await self._addresses()
+            await self.dataplane.interfaces_moved()
+            interfaces = await self._interfaces()
             async with self._calculating:
-                if self._in_sync and self.graph.on_addresses(addresses):
+                if self._in_sync and interfaces is not None and self.graph.on_interfaces(interfaces):
                     self._program_dataplane()
 
     def _tell(self, update: Update) -> None:
@@ -209,6 +209,7 @@ class Agent:
     def _failures(self) -> dict[str, str]:
         found = {f"nft {name}": str(why) for name, why in self.dataplane.nft.problems.items()}
         found |= {f"route {key.prefix}": str(why) for key, why in self.dataplane.routes.problems.items()}
+        found |= {f"tunnel {name}": str(why) for name, why in self.dataplane.tunnels.problems.items()}
         return found
 
     def _interface_is_up(self, name: str) -> bool:

@@ -12,23 +12,26 @@ import random
 import time
 from typing import Any, Protocol
 
+from felixpy.calc.interfaces import Interface
 from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
 from libcalico.dataplane.ruleset import Chain, Rule
+from libcalico.dataplane.tunnels import VXLAN_NAMES
 from libcalico.kernel.bandwidth import BandwidthReconciler
 from libcalico.kernel.conntrack import FlowCutter, open_conntrack_socket
 from libcalico.kernel.errors import KernelError
 from libcalico.kernel.links import LinkTable, dump_addresses
 from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, LinkEvent, Overflow, RouteEvent, who
-from libcalico.kernel.neighbours import NeighbourReconciler
+from libcalico.kernel.neighbours import FdbReconciler, NeighbourReconciler
 from libcalico.kernel.nft import THREAD_NAME, NftOps, open_nft
 from libcalico.kernel.nft_monitor import NftMonitor
 from libcalico.kernel.nft_reconciler import NftReconciler, drop_all
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
+from libcalico.kernel.tunnels import TunnelReconciler
 from libcalico.net import Addr
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
@@ -85,17 +88,20 @@ class Dataplane:
             NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols), self._route_is_ours
         )
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
-        self.neighbours = NeighbourReconciler(self._sock, self.links, self._is_workload_interface)
+        self.tunnels = TunnelReconciler(self._sock, self.links)
+        self.neighbours = NeighbourReconciler(self._sock, self.links, self._has_neighbours_of_ours)
+        self.fdb = FdbReconciler(self._sock, self.links, VXLAN_NAMES.__contains__)
         self.sysctls = SysctlReconciler()
         self.bandwidth = BandwidthReconciler(self.links, self._is_workload_interface)
         self._flows_sock = open_conntrack_socket()
         self.flows = FlowCutter(self._flows_sock)
         # Flows of a gone owner are cut when policy has closed its interface, and before a new owner has a route.
+        # Tunnels come after the rules that say who may send to them.
         self._phases: tuple[Reconciler, ...] = (
-            self.sysctls, self.neighbours, self.bandwidth, self.nft, self.flows, self.routes,
+            self.sysctls, self.bandwidth, self.nft, self.flows, self.tunnels, self.neighbours, self.fdb, self.routes,
         )  # fmt: skip
         self._wake = asyncio.Event()
-        self._addresses_moved = asyncio.Event()
+        self._interfaces_moved = asyncio.Event()
         self._passed = asyncio.Condition()
         self._wanted_revision = 0
         self._in_sync = False
@@ -111,6 +117,10 @@ class Dataplane:
             self.routes.want(key, route)
         for neighbour, present in delta.neighbours.items():
             self.neighbours.want(neighbour, present)
+        for name, tunnel in delta.tunnels.items():
+            self.tunnels.want(name, tunnel)
+        for entry, present in delta.fdb.items():
+            self.fdb.want(entry, present)
         for sysctl, value in delta.sysctls.items():
             self.sysctls.want(sysctl, value)
         for interface, limits in delta.bandwidth.items():
@@ -143,20 +153,27 @@ class Dataplane:
         """Our table as nft lists it, with counters.  Raises KernelError."""
         return await self._nft_ops.list_table(TABLE_FAMILY, TABLE) or []
 
-    async def addresses(self) -> dict[str, frozenset[Addr]]:
-        """Interfaces and their addresses, now.  Raises KernelError."""
+    async def interfaces(self) -> dict[str, Interface]:
+        """All interfaces but workloads', now.  Raises KernelError."""
         await self.links.refresh(self._addresses_sock)
-        found: dict[str, set[Addr]] = {name: set() for name in self.links.index_of}
+        found: dict[str, set[Addr]] = {
+            name: set() for name in self.links.index_of if not name.startswith(self.prefixes)
+        }
         for address in await dump_addresses(self._addresses_sock):
             name = self.links.name_of.get(address.index)
-            if name is not None:
+            if name in found:
                 found[name].add(address.addr)
-        return {name: frozenset(addrs) for name, addrs in found.items()}
+        result: dict[str, Interface] = {}
+        for name, addrs in found.items():
+            link = self.links.get(name)
+            if link is not None:
+                result[name] = Interface(frozenset(addrs), link.mtu_bytes, link.is_up)
+        return result
 
-    async def addresses_moved(self) -> None:
-        """Wait until an interface or an address came or went."""
-        await self._addresses_moved.wait()
-        self._addresses_moved.clear()
+    async def interfaces_moved(self) -> None:
+        """Wait until an interface or an address came, changed or went."""
+        await self._interfaces_moved.wait()
+        self._interfaces_moved.clear()
 
     @property
     def has_former_policy(self) -> bool:
@@ -273,7 +290,7 @@ class Dataplane:
                     self._wake.set()
 
     def _links_changed(self) -> None:
-        self._addresses_moved.set()
+        self._interfaces_moved.set()
         for phase in self._phases:
             phase.on_link_change()
         self._wake.set()
@@ -308,6 +325,9 @@ class Dataplane:
         return Chain(chain.name, tuple(rules), chain.hook)
 
     # --- whose is it ------------------------------------------------------------------------------------------------
+
+    def _has_neighbours_of_ours(self, name: str) -> bool:
+        return self._is_workload_interface(name) or name in VXLAN_NAMES
 
     def _is_workload_interface(self, name: str) -> bool:
         return name.startswith(self.prefixes)

@@ -1,13 +1,14 @@
-"""ClusterNets: which networks are the cluster's own: pools, pools to be masqueraded, and nodes."""
+"""ClusterNets: which networks are the cluster's own: pools, pools to be masqueraded, nodes, senders of VXLAN."""
 
 from __future__ import annotations
 
 from felixpy.calc.members import NetMembers
-from libcalico.model.resources import IPPoolSpec, NodeSpec
+from felixpy.calc.nodes import NodeNets
+from libcalico.model.resources import IPPoolSpec
 from libcalico.net import Prefix
 from libcalico.reconcile import Table
 
-POOLS, MASQUERADED, HOSTS = "pools", "masq", "hosts"
+POOLS, MASQUERADED, HOSTS, VTEPS = "pools", "masq", "hosts", "vteps"
 _LOAD_BALANCER = ["LoadBalancer"]
 
 
@@ -23,7 +24,7 @@ class ClusterNets:
 
     def __init__(self) -> None:
         self.nets: Table[str, tuple[Prefix, ...]] = Table("cluster_nets")
-        self._members = {name: NetMembers() for name in (POOLS, MASQUERADED, HOSTS)}
+        self._members = {name: NetMembers() for name in (POOLS, MASQUERADED, HOSTS, VTEPS)}
         self._said: dict[str, tuple[tuple[str, Prefix], ...]] = {}
         self._dirty: dict[str, None] = {}
 
@@ -38,11 +39,15 @@ class ClusterNets:
                 rows.append((MASQUERADED, cidr))
         self._set(key, tuple(rows))
 
-    def on_node(self, key: str, node: NodeSpec | None) -> None:
-        """A node; None: gone.  Raises ValueError when an address cannot be read."""
-        texts = [node.bgp.ipv4_address, node.bgp.ipv6_address] if node is not None and node.bgp else []
-        addresses = [Prefix.parse(text.partition("/")[0]) for text in texts if text]
-        self._set(key, tuple((HOSTS, address) for address in addresses))
+    def on_node(self, key: str, nets: NodeNets | None) -> None:
+        """A node; None: gone.  It may send VXLAN packets if it has a VTEP."""
+        addresses = [a.addr.host_prefix for a in (nets.ipv4, nets.ipv6) if a] if nets else []
+        senders = [v.host.host_prefix for v in (nets.vtep4, nets.vtep6) if v] if nets else []
+        self._set(key, (*((HOSTS, net) for net in addresses), *((VTEPS, net) for net in senders)))
+
+    def on_external(self, nets: tuple[Prefix, ...]) -> None:
+        """Nodes of other clusters, that may send to our tunnels (``externalNodesList``)."""
+        self._set("external", (*((HOSTS, net) for net in nets), *((VTEPS, net) for net in nets)))
 
     def flush(self) -> None:
         """Bring the table up to date."""

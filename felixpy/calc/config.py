@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from libcalico.model.resources import FelixConfigurationSpec, ProtoPort
-from libcalico.net import Prefix
+from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
 
 
 class Failsafe(msgspec.Struct, frozen=True, order=True):
@@ -32,6 +32,15 @@ def _failsafes(tcp: Iterable[int], udp: Iterable[int]) -> tuple[Failsafe, ...]:
 _CLUSTER_PORTS = (179, 2379, 2380, 5473, 6443, 6666, 6667)  # BGP, etcd, Typha, Kubernetes API, old etcd
 FAILSAFE_IN = _failsafes((22, *_CLUSTER_PORTS), (68,))
 FAILSAFE_OUT = _failsafes(_CLUSTER_PORTS, (53, 67))
+
+
+MTU_IFACE_PATTERN = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"
+_PROGRAMS = {  # programClusterRoutes: (IP-in-IP pools, pools without encapsulation)
+    "Enabled": (True, True),
+    "Disabled": (False, False),
+    "EnabledIPIPOnly": (True, False),
+    "EnabledNoEncapOnly": (False, True),
+}
 
 
 class FelixConfig(msgspec.Struct, frozen=True):
@@ -65,6 +74,19 @@ class FelixConfig(msgspec.Struct, frozen=True):
     nat_outgoing_address: str = ""
     nat_outgoing_to_hosts: bool = True
     floating_ips: bool = False
+    vxlan_vni: int = 4096
+    vxlan_enabled: bool | None = None
+    vxlan_mtu: int = 0
+    vxlan_mtu_v6: int = 0
+    ipip_enabled: bool | None = None
+    ipip_mtu: int = 0
+    mtu_iface_pattern: str = MTU_IFACE_PATTERN
+    program_ipip_routes: bool = True
+    program_no_encap_routes: bool = False
+    external_nodes: tuple[Prefix, ...] = ()
+    device_route_source: Addr | None = None
+    device_route_source_v6: Addr | None = None
+    service_loop_prevention: str = "Drop"
     health_enabled: bool = False
     health_host: str = "localhost"
     health_port: int = 9099
@@ -109,7 +131,9 @@ def resolve_config(
             except ValueError as why:
                 problems.append(ConfigProblem(source, field, str(why)))
             else:
-                if name:
+                if name == "program_cluster_routes":
+                    values["program_ipip_routes"], values["program_no_encap_routes"] = _PROGRAMS[value]
+                elif name:
                     values[name] = value
     return FelixConfig(**values), problems
 
@@ -153,6 +177,18 @@ _ENVIRONMENT = {
     "FELIX_PROMETHEUSMETRICSHOST": "prometheus_metrics_host",
     "FELIX_PROMETHEUSMETRICSPORT": "prometheus_metrics_port",
     "FELIX_FLOATINGIPS": "floating_ips",
+    "FELIX_VXLANVNI": "vxlan_vni",
+    "FELIX_VXLANENABLED": "vxlan_enabled",
+    "FELIX_VXLANMTU": "vxlan_mtu",
+    "FELIX_VXLANMTUV6": "vxlan_mtu_v6",
+    "FELIX_IPINIPENABLED": "ipip_enabled",
+    "FELIX_IPINIPMTU": "ipip_mtu",
+    "FELIX_MTUIFACEPATTERN": "mtu_iface_pattern",
+    "FELIX_PROGRAMCLUSTERROUTES": "program_cluster_routes",
+    "FELIX_EXTERNALNODESCIDRLIST": "external_nodes_list",
+    "FELIX_DEVICEROUTESOURCEADDRESS": "device_route_source_address",
+    "FELIX_DEVICEROUTESOURCEADDRESSIPV6": "device_route_source_address_ipv6",
+    "FELIX_SERVICELOOPPREVENTION": "service_loop_prevention",
     "FELIX_NATPORTRANGE": "nat_port_range",
     "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
     "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
@@ -190,6 +226,8 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             | "endpoint_reporting_enabled"
             | "health_enabled"
             | "prometheus_metrics_enabled"
+            | "vxlan_enabled"
+            | "ipip_enabled"
         ):
             return field, _as_bool(raw)
         case "device_route_protocol":
@@ -205,6 +243,12 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             return field.removesuffix("_host_ports"), tuple(sorted(set(ports), key=str))
         case "vxlan_port":
             return field, _as_int(raw, 1, 65535)
+        case (
+            "vxlan_vni" | "vxlan_mtu" | "vxlan_mtu_v6" | "ipip_mtu" | "mtu_iface_pattern" | "program_cluster_routes"
+            | "external_nodes_list" | "device_route_source_address" | "device_route_source_address_ipv6"
+            | "service_loop_prevention"
+        ):  # fmt: skip
+            return _convert_routing(field, raw)
         case "allow_vxlan_packets_from_workloads" | "allow_ipip_packets_from_workloads":
             return field.replace("_packets", ""), _as_bool(raw)
         case "log_action_rate_limit":
@@ -231,6 +275,43 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             return "nat_outgoing_to_hosts", str(raw) == "IPPoolsOnly"
         case _:
             return "", None
+
+
+def _convert_routing(field: str, raw: Any) -> tuple[str, Any]:
+    """What concerns cluster routes and tunnels."""
+    match field:
+        case "vxlan_vni":
+            return field, _as_int(raw, 0, (1 << 24) - 1)
+        case "mtu_iface_pattern":
+            try:
+                re.compile(str(raw))
+            except re.error as why:
+                raise ValueError(f"{raw!r} is no regular expression: {why}") from None
+            return field, str(raw)
+        case "program_cluster_routes":
+            if str(raw) not in _PROGRAMS:
+                raise ValueError(f"{raw!r} is none of {', '.join(_PROGRAMS)}")
+            return field, str(raw)
+        case "external_nodes_list":
+            texts = raw.split(",") if isinstance(raw, str) else list(raw)
+            return "external_nodes", tuple(Prefix.parse(text.strip(), strict=False) for text in texts if text.strip())
+        case "device_route_source_address":
+            return "device_route_source", _as_addr(raw, IPV4)
+        case "device_route_source_address_ipv6":
+            return "device_route_source_v6", _as_addr(raw, IPV6)
+        case "service_loop_prevention":
+            if str(raw) not in {"Drop", "Reject", "Disabled"}:
+                raise ValueError(f"{raw!r} is none of Drop, Reject, Disabled")
+            return field, str(raw)
+        case _:
+            return field, _as_int(raw, 0, 65535)  # an MTU; 0: chosen
+
+
+def _as_addr(raw: Any, family: Family) -> Addr:
+    addr = Addr.parse(str(raw))
+    if addr.family is not family:
+        raise ValueError(f"{raw!r} is no IPv{family.value} address")
+    return addr
 
 
 def _failsafe(port: ProtoPort) -> Failsafe:

@@ -2,13 +2,12 @@
 
     key, value ─► decode ─┬─ WorkloadEndpoint ──► labels ──────► IpSets ◄── need/release ──┐
                           │        (local) ─────► PolicyResolver ─► endpoint_policy,       │
-                          │        (local) ─────► LocalRoutes ───► routes     policies, profiles
-                          ├─ HostEndpoint ──────► labels ──────► IpSets
+                          │        (local) ─────► Routing ───► routes         policies, profiles
+                          ├─ HostEndpoint ──────► labels ──────► IpSets                    │
           interfaces ─────┼──────► (local) ─────► HostEndpoints ─► PolicyResolver, host interfaces
                           ├─ NetworkSet ────────► IpSets                                   │
                           ├─ policies, Tier, Profile ─► PolicyResolver ────────────────────┘
-                          ├─ IPAM block ────────► LocalRoutes
-                          ├─ IPPool, Node ──────► ClusterNets
+          interfaces ─────┼─ IPAM block, IPPool, Node ► Routing ─► routes, tunnels, cluster nets
                           ├─ FelixConfiguration ► config
                           └─ what cannot be used ► problems
 
@@ -24,10 +23,10 @@ from typing import Any
 
 import msgspec
 
-from felixpy.calc.cluster_nets import ClusterNets
 from felixpy.calc.config import FelixConfig, resolve_config
 from felixpy.calc.floating_ips import FloatingIps
 from felixpy.calc.host_endpoints import HostEndpoints
+from felixpy.calc.interfaces import Interfaces
 from felixpy.calc.ip_sets import IpSets
 from felixpy.calc.parse import (
     NAMESPACE_LABEL,
@@ -42,7 +41,7 @@ from felixpy.calc.parse import (
     workload_labels,
 )
 from felixpy.calc.policy_resolver import PolicyResolver, TierState
-from felixpy.calc.routes import LocalRoutes, RouteSettings
+from felixpy.calc.routing import InvalidNet, Routing
 from felixpy.calc.types import (
     Action,
     EndpointId,
@@ -59,7 +58,6 @@ from libcalico.model.codec import InvalidValue, decode_value
 from libcalico.model.ipam import AllocationBlock
 from libcalico.model.keys import BlockKey, ResourceKey, parse_key
 from libcalico.model.resources import FelixConfigurationSpec, Resource
-from libcalico.net import Addr, Prefix
 from libcalico.reconcile import Index, Table
 
 DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
@@ -84,8 +82,7 @@ class CalcGraph:
         self._every_node = every_node
         self.ip_sets = IpSets()
         self.resolver = PolicyResolver(self.ip_sets)
-        self.routes = LocalRoutes()
-        self.cluster_nets = ClusterNets()
+        self.routing = Routing(node)
         self.floating_ips = FloatingIps()
         self.host_endpoints = HostEndpoints(self._activate_host)
         self.endpoints: Table[EndpointId, WorkloadEndpointState] = Table("endpoints")
@@ -101,7 +98,6 @@ class CalcGraph:
         self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
         self._on_interface: Index[tuple[str, str], EndpointId] = Index()
         self._hosts: dict[str, HostEndpointId] = {}
-        self._own_blocks: dict[str, Prefix] = {}
         self._policy_keys: dict[PolicyId, dict[str, ParsedPolicy]] = {}
         self._policy_of_key: dict[str, PolicyId] = {}
         self._net_sets: dict[str, NetworkSetId] = {}
@@ -132,14 +128,17 @@ class CalcGraph:
         """Name a key that could not even be looked at."""
         self._report(path, parse_key(path) or path, reason, mod_revision)
 
-    def on_addresses(self, addresses: Mapping[str, frozenset[Addr]]) -> bool:
+    def on_interfaces(self, interfaces: Interfaces) -> bool:
         """Take this node's interfaces and their addresses; True if a flush is called for."""
-        return self.host_endpoints.on_addresses(addresses)
+        if not self.routing.on_interfaces(interfaces):
+            return False
+        self.host_endpoints.on_addresses({name: i.addresses for name, i in interfaces.items()})
+        return True
 
     def flush(self) -> None:
         """Bring every table up to date; call after a batch of updates."""
         self.resolver.flush()
-        self.cluster_nets.flush()
+        self.routing.flush()
 
     # --- dispatch ---------------------------------------------------------------------------------------------------
 
@@ -159,13 +158,15 @@ class CalcGraph:
                 self._on_tier(key, decoded)
             elif key.kind in {"NetworkSet", "GlobalNetworkSet"}:
                 self._on_network_set(path, key, decoded)
-            elif key.kind in {"IPPool", "Node"}:
-                self._on_cluster_net(path, key, decoded)
+            elif key.kind == "IPPool":
+                self.routing.on_pool(path, decoded.spec if decoded else None)
+            elif key.kind == "Node":
+                self.routing.on_node(key.name, decoded.spec if decoded else None)
             elif key.kind == "FelixConfiguration":
                 self._on_configuration(path, key, decoded, mod_revision)
             elif key.kind == "ClusterInformation" and key.name == "default":
                 self.datastore_ready = None if decoded is None else bool(decoded.spec.datastore_ready)
-        except InvalidPolicy as why:
+        except (InvalidPolicy, InvalidNet) as why:
             self._report(path, key, str(why), mod_revision)
             self._on_resource(path, key, None, None, mod_revision)
 
@@ -282,7 +283,7 @@ class CalcGraph:
 
     def _activate(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
         self.endpoints.set(endpoint, state)
-        self.routes.on_endpoint(endpoint, state)
+        self.routing.local_routes.on_endpoint(endpoint, state)
         self.floating_ips.on_endpoint(endpoint, state)
         self.resolver.on_endpoint(endpoint, None if state is None else labels, state.profiles if state else ())
 
@@ -346,23 +347,8 @@ class CalcGraph:
 
     # --- pools, nodes, blocks and configuration ---------------------------------------------------------------------
 
-    def _on_cluster_net(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
-        spec = None if decoded is None else decoded.spec
-        try:
-            if key.kind == "IPPool":
-                self.cluster_nets.on_pool(path, spec)
-            else:
-                self.cluster_nets.on_node(path, spec)
-        except ValueError as why:
-            raise InvalidPolicy(f"spec: {why}") from None
-
     def _on_block(self, path: str, key: BlockKey, block: AllocationBlock | None) -> None:
-        own = block is not None and block.owner == self.node and not block.deleted
-        if own:
-            self._own_blocks[path] = key.prefix
-        elif self._own_blocks.pop(path, None) is None:
-            return
-        self.routes.on_own_block(key.prefix, own)
+        self.routing.on_block(path, key.prefix, block)
 
     def _on_configuration(self, path: str, key: ResourceKey, decoded: Resource[Any] | None, mod_revision: int) -> None:
         if key.name not in {"default", f"node.{self.node}"}:
@@ -382,14 +368,7 @@ class CalcGraph:
         self._config = config
         self.config.put("felix", config)
         self.host_endpoints.configure(config.interface_prefixes)
-        self.routes.configure(
-            RouteSettings(
-                device_protocol=config.device_route_protocol,
-                ipv4_priority=config.ipv4_normal_route_priority,
-                ipv6_priority=config.ipv6_normal_route_priority,
-                floating_ips=config.floating_ips,
-            )
-        )
+        self.routing.configure(config)
         self.floating_ips.configure(config.floating_ips)
         return problems
 

@@ -1,13 +1,14 @@
-"""Routes that this node's own workloads and blocks need.  Cluster routes of overlays join here later."""
+"""LocalRoutes: routes to this node's own workloads."""
 
 from __future__ import annotations
 
 import msgspec
 
+from felixpy.calc.route_book import RouteBook, RouteClass
 from felixpy.calc.types import EndpointId, WorkloadEndpointState
-from libcalico.dataplane.routes import NextHop, Route, RouteKey, RouteProtocol, RouteType, Scope
+from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, RouteProtocol, Scope
 from libcalico.net import IPV4, Addr, Prefix
-from libcalico.reconcile import Index, Table
+from libcalico.reconcile import Index
 
 
 class RouteSettings(msgspec.Struct, frozen=True):
@@ -17,6 +18,7 @@ class RouteSettings(msgspec.Struct, frozen=True):
     ipv4_priority: int = 1024
     ipv6_priority: int = 1024
     source: Addr | None = None
+    source_v6: Addr | None = None
     floating_ips: bool = False
 
     @property
@@ -27,27 +29,24 @@ class RouteSettings(msgspec.Struct, frozen=True):
 
 
 class LocalRoutes:
-    """Route each local workload's addresses to its interface, and blackhole the rest of our own blocks.
+    """Route each local workload's addresses to its interface.
 
-    Reads:    local endpoints, own blocks, settings.
-    Writes:   ``routes[key]``.
+    Reads:    local endpoints, settings.
+    Writes:   the first class of ``RouteBook``.
     Missing:  two endpoints with one address: the greater id has it (stable over restarts) until it goes.
     Cost:     O(addresses of the endpoint).
     """
 
-    def __init__(self) -> None:
-        self.routes: Table[RouteKey, Route] = Table("routes")
+    def __init__(self, book: RouteBook) -> None:
+        self._book = book
         self._settings = RouteSettings()
         self._endpoints: dict[EndpointId, WorkloadEndpointState] = {}
         self._owners: Index[Prefix, EndpointId] = Index()
-        self._blocks: dict[Prefix, None] = {}
 
     def configure(self, settings: RouteSettings) -> None:
         """Take new settings; every route is made anew."""
         if settings == self._settings:
             return
-        for prefix in (*self._owners, *self._blocks):
-            self.routes.discard(self._key(prefix))
         floating_changed = settings.floating_ips != self._settings.floating_ips
         held = dict(self._endpoints) if floating_changed else {}
         for endpoint in held:
@@ -55,7 +54,7 @@ class LocalRoutes:
         self._settings = settings
         for endpoint, state in held.items():
             self.on_endpoint(endpoint, state)
-        for prefix in (*self._owners, *self._blocks):
+        for prefix in self._owners:
             self._resolve(prefix)
 
     def on_endpoint(self, endpoint: EndpointId, state: WorkloadEndpointState | None) -> None:
@@ -73,17 +72,9 @@ class LocalRoutes:
         for prefix in touched:
             self._resolve(prefix)
 
-    def on_own_block(self, prefix: Prefix, present: bool) -> None:
-        """A block that has affinity to this node."""
-        if present:
-            self._blocks[prefix] = None
-        else:
-            self._blocks.pop(prefix, None)
-        self._resolve(prefix)
-
     @property
     def empty(self) -> bool:
-        return not (self._endpoints or len(self._owners) or self._blocks or len(self.routes))
+        return not (self._endpoints or len(self._owners))
 
     def _addresses(self, endpoint: EndpointId, state: WorkloadEndpointState) -> tuple[Addr, ...]:
         """Its own, and the external ones that are NATed to them."""
@@ -97,20 +88,17 @@ class LocalRoutes:
 
     def _resolve(self, prefix: Prefix) -> None:
         owners = self._owners.of(prefix)
-        key = self._key(prefix)
-        if owners:
-            endpoint = self._endpoints[max(owners)]
-            self.routes.put(
-                key,
-                Route(
-                    key,
-                    self._settings.device_protocol,
-                    next_hops=(NextHop(dev=endpoint.interface),),
-                    scope=Scope.LINK if prefix.family is IPV4 else Scope.UNIVERSE,
-                    source=self._settings.source if prefix.family is IPV4 else None,
-                ),
-            )
-        elif prefix in self._blocks and not prefix.is_host:
-            self.routes.put(key, Route(key, self._settings.felix_protocol, type=RouteType.BLACKHOLE))
-        else:
-            self.routes.discard(key)
+        if not owners:
+            self._book.discard(RouteClass.LOCAL_WORKLOAD, prefix, MAIN_TABLE)
+            return
+        is_v4, settings = prefix.family is IPV4, self._settings
+        self._book.put(
+            RouteClass.LOCAL_WORKLOAD,
+            Route(
+                self._key(prefix),
+                settings.device_protocol,
+                next_hops=(NextHop(dev=self._endpoints[max(owners)].interface),),
+                scope=Scope.LINK if is_v4 else Scope.UNIVERSE,
+                source=settings.source if is_v4 else settings.source_v6,
+            ),
+        )

@@ -197,7 +197,7 @@ class Explainer:
         return f"out of the cluster, by the routes of {source.node}" if source.node else "not through the cluster"
 
     def _nat(self, source: Place, destination: Place) -> str:
-        nets = self._graph.cluster_nets.nets
+        nets = self._graph.routing.cluster_nets.nets
         pools, masked = nets.get(POOLS) or (), nets.get(MASQUERADED) or ()
         if source.endpoint is None or not any(net.contains(source.address) for net in masked):
             return "none"

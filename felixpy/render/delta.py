@@ -10,6 +10,7 @@ from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
+from libcalico.dataplane.tunnels import FdbEntry, Tunnel
 
 
 class NftWants(Protocol):
@@ -40,6 +41,8 @@ class DataplaneDelta:
     neighbours: dict[Neighbour, bool] = field(default_factory=dict)
     sysctls: dict[Sysctl, str | None] = field(default_factory=dict)
     bandwidth: dict[str, Bandwidth | None] = field(default_factory=dict)
+    tunnels: dict[str, Tunnel | None] = field(default_factory=dict)
+    fdb: dict[FdbEntry, bool] = field(default_factory=dict)
 
     def change(self, set_name: str) -> ElementChange:
         """The changes of one set, to be added to."""

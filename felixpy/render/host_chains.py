@@ -24,6 +24,7 @@ from felixpy.calc.config import Failsafe, FelixConfig
 from felixpy.calc.types import Direction, EndpointPolicy, HostEndpointId, Stage, TierPolicies
 from felixpy.render import names
 from felixpy.render.chains import conntrack_rules
+from felixpy.render.overlay_chains import Overlays, tunnel_packets
 from felixpy.render.rules import ACCEPTED, CLEAR_MARKS, SET_ACCEPTED, deny_statement
 from libcalico.dataplane.ruleset import Chain, Hook, NftSet, Rule
 
@@ -57,19 +58,25 @@ def static_sets(stages: Iterable[Stage]) -> list[NftSet]:
     return [NftSet(name, "ifname", "verdict") for stage in stages for name in MAPS[stage].values()]
 
 
-def static_chains(config: FelixConfig, stages: frozenset[Stage], default: frozenset[Stage]) -> list[Chain]:
+def static_chains(
+    config: FelixConfig, stages: frozenset[Stage], default: frozenset[Stage], overlays: Overlays
+) -> list[Chain]:
     """The base chains of the stages in use, and the failsafes.
 
     Args:
         config: Failsafe ports and workload prefixes.
         stages: At which any host endpoint of this node has chains.
         default: At which the one for all other interfaces has.
+        overlays: Tunnels in use; policy is for what travels inside.
     """
     if not stages:
         return []
     accepted = Rule(f"{ACCEPTED} accept", "accepted at an earlier stage")
     to_workload = [Rule(f'oifname "{p}*" accept', "host to its own workload") for p in config.interface_prefixes]
     from_workload = [Rule(f'iifname "{p}*" accept', "from a workload") for p in config.interface_prefixes]
+
+    tunnelled_in = tunnel_packets(overlays, config, "ingress")
+    tunnelled_out = tunnel_packets(overlays, config, "egress")
 
     def dispatch(stage: Stage, direction: Direction, *before: Rule) -> list[Rule]:
         key = "iifname" if direction == "ingress" else "oifname"
@@ -81,17 +88,27 @@ def static_chains(config: FelixConfig, stages: frozenset[Stage], default: frozen
     untracked_out = dispatch(Stage.UNTRACKED, "egress") if Stage.UNTRACKED in stages else []
     chains = [
         _base("output-raw", "output", _RAW, [Rule(CLEAR_MARKS), *untracked_out]),
-        _base("input-from-host", "input", _FILTER + 2, dispatch(Stage.NORMAL, "ingress", *from_workload, accepted)),
+        _base(
+            "input-from-host", "input", _FILTER + 2,
+            dispatch(Stage.NORMAL, "ingress", *from_workload, accepted, *tunnelled_in),
+        ),
         _base("forward-from-host", "forward", _FILTER - 1, dispatch(Stage.FORWARD, "ingress", accepted)),
         _base("forward-to-host", "forward", _FILTER + 2, dispatch(Stage.FORWARD, "egress")),
         _base("forward-done", "forward", _FILTER + 3, [Rule(SET_ACCEPTED, "not from a process of this host")]),
         _base(
             "output-to-host", "output", _FILTER,
-            dispatch(Stage.NORMAL, "egress", accepted, *to_workload, Rule("ct status dnat accept", "see postrouting")),
+            dispatch(
+                Stage.NORMAL, "egress", accepted, *to_workload, *tunnelled_out,
+                Rule("ct status dnat accept", "see postrouting"),
+            ),
         ),
         _base(
             "postrouting-to-host", "postrouting", _MANGLE,
-            dispatch(Stage.NORMAL, "egress", accepted, *to_workload, Rule("ct status & dnat != dnat accept")),
+            dispatch(
+                Stage.NORMAL, "egress", accepted, *to_workload,
+                # without a flow ct status says nothing, and the next rule would not hold
+                Rule("ct state untracked accept", "not translated"), Rule("ct status & dnat != dnat accept"),
+            ),
         ),
         *_failsafe_chains(config),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from felixpy.calc.graph import CalcGraph
 from felixpy.calc.types import Direction, EndpointPolicy, HostEndpointId, Stage
 from felixpy.render import chains, host_chains
 from felixpy.render.delta import DataplaneDelta, Section
+from felixpy.render.overlay_chains import Overlays
 from felixpy.render.tiers import TierChains, TierKey
 from libcalico.dataplane.ruleset import Element
 
@@ -24,7 +25,7 @@ class HostRenderer:
         self._sections: dict[str, Section] = {}  # by interface
         self._users: dict[HostEndpointId, None] = {}  # of tier chains
 
-    def render(self, config: FelixConfig, delta: DataplaneDelta) -> None:
+    def render(self, config: FelixConfig, overlays: Overlays, delta: DataplaneDelta) -> None:
         """Say all that hangs on host endpoints."""
         policy_of = self._graph.resolver.endpoint_policy
         governed = [(name, e, p) for name, e in self._interfaces() if (p := policy_of.get(e)) is not None]
@@ -42,7 +43,7 @@ class HostRenderer:
             delta,
             [
                 *chains.static_chains(config, clear_marks=bool(stages)),
-                *host_chains.static_chains(config, frozenset(stages), frozenset(default)),
+                *host_chains.static_chains(config, frozenset(stages), frozenset(default), overlays),
             ],
             [*chains.static_sets(), *host_chains.static_sets(sorted(stages, key=str))],
         )

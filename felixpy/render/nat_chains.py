@@ -2,7 +2,8 @@
 
     prerouting dstnat, output dstnat   external ► internal address of a floating IP
     postrouting srcnat                 a workload that asks its own external address; then
-                                       from a pool with natOutgoing to outside of all pools: masquerade
+                                       from a pool with natOutgoing to outside of all pools: masquerade;
+                                       into a tunnel, see overlay_chains.py
 
 Chains exist only where there is something to translate.
 
@@ -11,7 +12,7 @@ Source: felix/rules/nat.go, felix/dataplane/linux/masq_mgr.go and floating_ip_mg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from felixpy.calc.cluster_nets import HOSTS, MASQUERADED, POOLS
 from felixpy.calc.config import FelixConfig
@@ -34,7 +35,7 @@ def net_set(name: str, family: Family) -> str:
 
 def render_nat(
     section: Section, nets: Nets, floating: Mapping[Addr, Addr], dscp: Mapping[str, int], config: FelixConfig,
-    delta: DataplaneDelta,
+    delta: DataplaneDelta, tunnels: Iterable[Rule] = (),
 ) -> None:  # fmt: skip
     """Say all of it.
 
@@ -45,6 +46,7 @@ def render_nat(
         dscp: Interface to the DSCP of what leaves the cluster.
         config: natPortRange and so on.
         delta: To be added to.
+        tunnels: Rules for what leaves by a tunnel.
     """
     chains: list[Chain] = []
     sets: list[NftSet] = []
@@ -80,6 +82,7 @@ def render_nat(
             if not config.nat_outgoing_to_hosts:
                 match += f" {_WORD[family]} daddr != @{own_nets(HOSTS, family)}"
             source += _outgoing(match, family, config)
+    source += tunnels
     if destination:
         chains.append(_base("nat-prerouting", "prerouting", _DSTNAT, destination))
         chains.append(_base("nat-output", "output", _DSTNAT, destination))

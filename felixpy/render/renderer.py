@@ -27,6 +27,7 @@ from felixpy.render import chains, names
 from felixpy.render.delta import DataplaneDelta, ElementChange, Section
 from felixpy.render.hosts import HostRenderer
 from felixpy.render.nat_chains import render_nat
+from felixpy.render.overlay_chains import Overlays, render_overlays, wrong_source
 from felixpy.render.rules import RuleStyle, log_statement
 from felixpy.render.tiers import TierChains, TierKey
 from libcalico.dataplane.bandwidth import Bandwidth
@@ -60,6 +61,8 @@ class Renderer:
         self._hosts = HostRenderer(graph, self._tiers, self._profiles.__contains__)
         self._anti_spoof = Section()
         self._nat = Section()
+        self._overlay_section = Section()
+        self._overlays = Overlays()
         self._nat_dirty = False
         self._spoofing_dirty = False
         self._dscp: dict[str, int] = {}
@@ -97,16 +100,19 @@ class Renderer:
             touched |= set(graph.endpoints)
         for endpoint in sorted(e for e in touched if isinstance(e, EndpointId)):
             self._render_endpoint(endpoint, config, delta)
-        if everything or moved or changed_hosts:
-            self._hosts.render(config, delta)
-        self._render_nat(config, delta, everything=everything)
+        self._render_tunnels(delta)
+        overlays = Overlays(graph.routing.tunnels.in_use, tuple(sorted(graph.routing.tunnels.devices)))
+        other_overlays, self._overlays = overlays != self._overlays, overlays
+        if everything or moved or changed_hosts or other_overlays:
+            self._hosts.render(config, overlays, delta)
+        self._render_nets(config, delta, everything=everything or other_overlays)
         if everything or self._spoofing_dirty:
             self._spoofing_dirty = False
             exempt = self._spoofing if config.workload_source_spoofing else {}
             self._anti_spoof.put(delta, [chains.anti_spoof_chain(exempt, openstack=config.openstack)])
         if everything:
             self._own_sysctls(None, _host_sysctls(config), delta)
-        delta.routes.update(graph.routes.routes.take_changes())
+        delta.routes.update(graph.routing.routes.take_changes())
         return delta
 
     @property
@@ -114,7 +120,8 @@ class Renderer:
         """True while anything that was rendered depends on the datastore."""
         return bool(
             self._wide or self._specs or self._sets_of or self._rendered or not self._tiers.empty
-            or not self._hosts.empty or not self._nat.empty or len(self._set_users)
+            or not self._hosts.empty or not self._nat.empty
+            or not self._overlay_section.empty or len(self._set_users)
             or self._dscp or self._spoofing or self._bandwidth
             or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
         )  # fmt: skip
@@ -275,17 +282,27 @@ class Renderer:
         self._note_extras(state.interface, state, delta)
         self._rendered[endpoint_id] = state
 
-    def _render_nat(self, config: FelixConfig, delta: DataplaneDelta, *, everything: bool) -> None:
+    def _render_tunnels(self, delta: DataplaneDelta) -> None:
+        tunnels = self._graph.routing.tunnels
+        delta.tunnels.update(tunnels.devices.take_changes())
+        for neighbour, present in tunnels.neighbours.take_changes().items():
+            delta.neighbours[neighbour] = bool(present)
+        for entry, present in tunnels.fdb.take_changes().items():
+            delta.fdb[entry] = bool(present)
+
+    def _render_nets(self, config: FelixConfig, delta: DataplaneDelta, *, everything: bool) -> None:
+        """What hangs on named networks: NAT, and who may send to tunnels."""
         graph = self._graph
-        nets = graph.cluster_nets.nets.take_changes()
+        nets = graph.routing.cluster_nets.nets.take_changes()
         floating = graph.floating_ips.targets.take_changes()
         if not (everything or nets or floating or self._nat_dirty):
             return
         self._nat_dirty = False
-        render_nat(
-            self._nat, dict(graph.cluster_nets.nets.items()), dict(graph.floating_ips.targets.items()), self._dscp,
-            config, delta,
-        )  # fmt: skip
+        known = dict(graph.routing.cluster_nets.nets.items())
+        into_tunnels = wrong_source(self._overlays, config)
+        floating_ips = dict(graph.floating_ips.targets.items())
+        render_nat(self._nat, known, floating_ips, self._dscp, config, delta, into_tunnels)
+        render_overlays(self._overlay_section, self._overlays, known, config, delta)
 
     def _note_extras(self, interface: str, state: WorkloadEndpointState | None, delta: DataplaneDelta) -> None:
         """Bandwidth, and what of an endpoint stands in chains that all share."""

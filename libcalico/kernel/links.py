@@ -39,7 +39,7 @@ class LinkTable:
             self._put(link)
         if gone or old is None:
             return True
-        return (old.name, old.is_up, old.has_carrier) != (link.name, link.is_up, link.has_carrier)
+        return _matters(old) != _matters(link)
 
     def get(self, name: str) -> Link | None:
         index = self.index_of.get(name)
@@ -71,6 +71,10 @@ class LinkTable:
         for waiter, name in self._waiters.items():
             if name == link.name and not waiter.done():
                 waiter.set_result(link)
+
+
+def _matters(link: Link) -> tuple[str, bool, bool, int]:
+    return link.name, link.is_up, link.has_carrier, link.mtu_bytes
 
 
 async def dump_addresses(sock: RtnlSocket) -> list[LinkAddress]:

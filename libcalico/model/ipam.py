@@ -39,8 +39,8 @@ class AllocationBlock(msgspec.Struct, frozen=True, rename={"sequence_number": "s
         prefix = Prefix.parse(self.cidr)
         found: dict[Addr, str] = {}
         for ordinal, index in enumerate(self.allocations):
-            if index is None or index >= len(self.attributes):
-                continue
+            if index is None or not 0 <= index < len(self.attributes):
+                continue  # free, or damaged: ``felixctl ipam check`` names it
             node = (self.attributes[index].secondary or {}).get("node", "")
             if node and node != self.owner:
                 found[Addr(prefix.family, prefix.value + ordinal)] = node

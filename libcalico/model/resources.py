@@ -424,6 +424,16 @@ class FelixConfigurationSpec(_Base, frozen=True):
     allow_vxlan_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowVXLANPacketsFromWorkloads")
     allow_ipip_packets_from_workloads: bool | None = msgspec.field(default=None, name="allowIPIPPacketsFromWorkloads")
     openstack_region: str | None = None
+    vxlan_vni: int | None = msgspec.field(default=None, name="vxlanVNI")
+    vxlan_enabled: bool | None = None
+    vxlan_mtu: int | None = msgspec.field(default=None, name="vxlanMTU")
+    vxlan_mtu_v6: int | None = msgspec.field(default=None, name="vxlanMTUV6")
+    ipip_enabled: bool | None = None
+    ipip_mtu: int | None = msgspec.field(default=None, name="ipipMTU")
+    mtu_iface_pattern: str | None = None
+    external_nodes_list: list[str] | None = None
+    device_route_source_address_ipv6: str | None = msgspec.field(default=None, name="deviceRouteSourceAddressIPv6")
+    service_loop_prevention: str | None = None
 
 
 class AnySpec(msgspec.Struct, frozen=True):

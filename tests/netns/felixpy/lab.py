@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.interfaces import Interface
 from felixpy.render.renderer import Renderer
 from libcalico.kernel.nft import LibNft
 from libcalico.kernel.nft_reconciler import NftReconciler
@@ -148,8 +149,8 @@ class Node:
         self.told: dict[str, dict[str, Any]] = {}
         self.put("tiers/default", {"order": 1000000})
         self.put("profiles/open", OPEN)
-        addresses = {"eth0": frozenset({Addr.parse(HOST)}), "eth1": frozenset({Addr.parse(HOST_INSIDE)})}
-        self.graph.on_addresses(addresses)
+        addresses = {"eth0": HOST, "eth1": HOST_INSIDE}
+        self.graph.on_interfaces({n: Interface(frozenset({Addr.parse(a)}), 1500) for n, a in addresses.items()})
         self.put("workloadendpoints/default/n1-cni-c1-eth0", {
             "orchestrator": "cni", "node": "n1", "containerID": "c1", "endpoint": "eth0", "profiles": ["open"],
             "ipNetworks": [f"{POD}/32", f"{POD6}/128"], "interfaceName": "cali1",

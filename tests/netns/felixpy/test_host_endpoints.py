@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from felixpy.calc.interfaces import Interface
 from libcalico.net import Addr
 from tests.netns.felixpy.lab import CLIENT, HOST, HOST_INSIDE, POD, PORTS, SERVER, Net, Node, R
 
@@ -112,7 +113,7 @@ def test_all_interfaces_and_expected_addresses(net: Net, node: Node) -> None:
     node.program()
     assert net.answering(net.server, HOST_INSIDE) == set(PORTS)
     assert net.answering(net.client, HOST) == {22}
-    node.graph.on_addresses({"eth0": frozenset({Addr.parse(HOST)}), "eth1": frozenset()})
+    node.graph.on_interfaces({"eth0": Interface(frozenset({Addr.parse(HOST)})), "eth1": Interface()})
     node.program()
     assert net.answering(net.server, HOST_INSIDE) == {22}, "its address went, and the endpoint for all has it again"
 

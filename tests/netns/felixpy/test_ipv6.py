@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from felixpy.calc.interfaces import Interface
 from libcalico.net import Addr
 from tests.netns.felixpy.lab import CLIENT6, HOST6, POD6, PORTS, SERVER6, Net, Node
 from tests.netns.felixpy.test_host_endpoints import allow, deny
@@ -25,7 +26,7 @@ def test_policy_of_workloads_by_port_selector_and_net(net: Net, node: Node) -> N
 
 
 def test_host_endpoints_with_failsafes_forward_and_untracked_policy(net: Net, node: Node) -> None:
-    node.graph.on_addresses({"eth0": frozenset({Addr.parse(HOST6)})})
+    node.graph.on_interfaces({"eth0": Interface(frozenset({Addr.parse(HOST6)}))})
     node.host(expectedIPs=[HOST6])
     discovery = [{"action": "Allow", "protocol": "ICMPv6"}]
     node.policy("nd", order=1, ingress=discovery, egress=discovery)

@@ -57,7 +57,7 @@ def test_a_floating_address_leads_to_its_workload(net: Net, node: Node) -> None:
     assert net.answering(net.client, external) == set(), "floatingIPs is Disabled by default"
     node.put("felixconfigurations/default", {"floatingIPs": "Enabled"})
     node.program()
-    assert {str(key.prefix) for key, _ in node.graph.routes.routes.items()} == {f"{POD}/32", f"{external}/32"}
+    assert {str(key.prefix) for key, _ in node.graph.routing.routes.items()} == {f"{POD}/32", f"{external}/32"}
     assert net.answering(net.client, external) == set(PORTS)
     assert net.answering(net.pod, external) == set(PORTS), "also for the workload itself"
     assert net.answering(net.node, external) == set(PORTS)

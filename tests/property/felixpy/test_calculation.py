@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.interfaces import Interface
 from felixpy.render.renderer import DataplaneDelta, Renderer
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.net import Addr
@@ -31,10 +33,13 @@ class Desired:
     sysctls: dict[Any, str] = field(default_factory=dict)
     neighbours: set[Any] = field(default_factory=set)
     bandwidth: dict[str, Any] = field(default_factory=dict)
+    tunnels: dict[str, Any] = field(default_factory=dict)
+    fdb: set[Any] = field(default_factory=set)
 
     def add(self, delta: DataplaneDelta) -> None:
         for mine, theirs in ((self.chains, delta.chains), (self.sets, delta.sets), (self.routes, delta.routes),
-                             (self.sysctls, delta.sysctls), (self.bandwidth, delta.bandwidth)):  # fmt: skip
+                             (self.sysctls, delta.sysctls), (self.bandwidth, delta.bandwidth),
+                             (self.tunnels, delta.tunnels)):  # fmt: skip
             for key, value in theirs.items():  # type: ignore[attr-defined]
                 if value is None:
                     mine.pop(key, None)  # type: ignore[attr-defined]
@@ -52,6 +57,8 @@ class Desired:
             held.update(change.add)
         for neighbour, present in delta.neighbours.items():
             (self.neighbours.add if present else self.neighbours.discard)(neighbour)
+        for entry, present in delta.fdb.items():
+            (self.fdb.add if present else self.fdb.discard)(entry)
 
     def check(self) -> None:
         """Nothing dangles."""
@@ -129,13 +136,31 @@ host = st.builds(
     st.lists(st.sampled_from(["10.9.0.1", "10.9.0.2", "fd09::1"]), max_size=2),
     st.lists(st.sampled_from(["p1", "gone"]), max_size=1),
 )  # fmt: skip
+modes = st.sampled_from(["", "Never", "Always", "CrossSubnet"])
 pool = st.builds(
-    lambda cidr, nat: {"spec": {"cidr": cidr, "natOutgoing": nat}},
-    st.sampled_from(["10.0.0.0/16", "10.0.0.0/24", "fd00::/64", "broken"]), st.booleans(),
+    lambda cidr, nat, vxlan, ipip, uses: {
+        "spec": {"cidr": cidr, "natOutgoing": nat, "vxlanMode": vxlan, "ipipMode": ipip, **uses}
+    },
+    st.sampled_from(["10.0.0.0/16", "10.0.0.0/24", "fd00::/64", "broken"]), st.booleans(), modes, modes,
+    st.sampled_from([{}, {}, {"allowedUses": ["LoadBalancer"]}]),
 )  # fmt: skip
 interfaces = st.dictionaries(
-    st.sampled_from(["eth0", "eth1", "cali1"]), st.frozensets(st.sampled_from(["10.9.0.1", "10.9.0.2", "fd09::1"]))
+    st.sampled_from(["eth0", "eth1", "cali1", "vxlan.calico"]),
+    st.tuples(
+        st.frozensets(st.sampled_from(["10.9.0.1", "10.9.0.2", "fd09::1", "172.16.0.1"])), st.sampled_from([1500, 9000])
+    ),
 )
+node = st.builds(
+    lambda ipv4, ipv6, ipip, inner4, inner6, mac: {
+        "spec": {
+            "bgp": {"ipv4Address": ipv4, "ipv6Address": ipv6, "ipv4IPIPTunnelAddr": ipip},
+            "ipv4VXLANTunnelAddr": inner4, "ipv6VXLANTunnelAddr": inner6, "vxlanTunnelMACAddr": mac,
+        }
+    },
+    st.sampled_from(["", "172.16.0.1/24", "172.16.0.2/24", "172.17.0.2/24"]), st.sampled_from(["", "fd09::1/64"]),
+    st.sampled_from(["", "10.0.0.8"]), st.sampled_from(["", "10.0.0.9", "10.0.0.10"]),
+    st.sampled_from(["", "fd00::9"]), st.sampled_from(["", "66:00:00:00:00:01"]),
+)  # fmt: skip
 profile = st.builds(
     lambda inherit, ingress: {"spec": {"labelsToApply": inherit, "ingress": ingress, "egress": [{"action": "Allow"}]}},
     st.sampled_from([{}, {"lab": ""}, {"team": "x"}]), st.lists(rule, max_size=1),
@@ -145,18 +170,27 @@ network_set = st.builds(
     labels, st.lists(st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1", "fd00::/16"]), max_size=3),
 )  # fmt: skip
 block = st.builds(
-    lambda owner: {"cidr": "10.0.0.0/26", "affinity": f"host:{owner}", "allocations": [], "unallocated": []},
-    st.sampled_from(["n1", "n2"]),
-)
+    lambda owner, lender: {
+        "cidr": "10.0.0.0/26", "affinity": owner and f"host:{owner}", "unallocated": [],
+        "allocations": [0, None, 0] if lender else [],
+        "attributes": [{"handle_id": "h", "secondary": {"node": lender}}],
+    },
+    st.sampled_from(["n1", "n2", "n3", ""]), st.sampled_from(["", "n1", "n2", "n3"]),
+)  # fmt: skip
 config = st.builds(
-    lambda action, six, floating, spoofing: {
+    lambda action, six, floating, spoofing, overlay: {
         "spec": {
             "defaultEndpointToHostAction": action, "ipv6Support": six, "floatingIPs": floating,
-            "workloadSourceSpoofing": spoofing,
+            "workloadSourceSpoofing": spoofing, **overlay,
         }
     },
     st.sampled_from(["Drop", "Return"]), st.booleans(), st.sampled_from(["Enabled", "Disabled"]),
     st.sampled_from(["Any", "Disabled"]),
+    st.sampled_from([
+        {}, {"vxlanEnabled": True, "vxlanMTU": 1400}, {"ipipEnabled": False}, {"programClusterRoutes": "Enabled"},
+        {"programClusterRoutes": "Disabled", "mtuIfacePattern": "^eth1$"}, {"vxlanVNI": 7, "deviceRouteProtocol": 99},
+        {"externalNodesList": ["172.20.0.0/16"]},
+    ]),
 )  # fmt: skip
 
 
@@ -164,6 +198,10 @@ def _with_node(value: Any, node: str, number: int) -> Any:
     if value is not None:
         value["spec"] |= {"node": node, "containerID": f"c{number}"}
     return value
+
+
+def _at(first: int) -> Callable[[Any], Any]:
+    return lambda value: value | {"cidr": f"10.0.0.{first}/26"}
 
 
 def _keyed(key: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Any]]:
@@ -184,7 +222,7 @@ step = st.one_of(
     *[_keyed(f"{R}hostendpoints/h{n}", host) for n in range(3)],
     st.tuples(st.just(ADDRESSES), interfaces),
     *[_keyed(f"{R}ippools/pool{n}", pool) for n in range(2)],
-    _keyed(f"{R}nodes/n2", st.just({"spec": {"bgp": {"ipv4Address": "172.16.0.2/24"}}})),
+    *[_keyed(f"{R}nodes/n{n}", node) for n in (1, 2, 3)],
     _keyed(
         f"{R}tiers/guard", st.sampled_from([{"spec": {"order": 1, "defaultAction": "Pass"}}, {"spec": {"order": 9}}])
     ),
@@ -192,7 +230,7 @@ step = st.one_of(
     *[_keyed(f"{R}profiles/p{n}", profile) for n in (1, 2)],
     _keyed(f"{R}globalnetworksets/s", network_set),
     _keyed(f"{R}networksets/default/s", network_set),
-    _keyed("/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26", block),
+    *[_keyed(f"/calico/ipam/v2/assignment/ipv4/block/10.0.0.{n}-26", block.map(_at(n))) for n in (0, 64)],
     _keyed(f"{R}felixconfigurations/default", config),
 )
 histories = st.lists(st.tuples(step, st.booleans()), max_size=40)
@@ -200,7 +238,9 @@ histories = st.lists(st.tuples(step, st.booleans()), max_size=40)
 
 def tell(graph: CalcGraph, key: str, value: Any) -> None:
     if key == ADDRESSES:
-        graph.on_addresses({name: frozenset(map(Addr.parse, held)) for name, held in (value or {}).items()})
+        graph.on_interfaces(
+            {n: Interface(frozenset(map(Addr.parse, held)), mtu) for n, (held, mtu) in (value or {}).items()}
+        )
         return
     graph.on_update(key, None if value is None else json.dumps(value).encode())
 
@@ -239,6 +279,8 @@ def test_only_the_present_counts(history: list[tuple[tuple[str, Any], bool]], rn
         assert desired.sysctls == other.sysctls
         assert desired.neighbours == other.neighbours
         assert desired.bandwidth == other.bandwidth
+        assert desired.tunnels == other.tunnels
+        assert desired.fdb == other.fdb
 
 
 @given(histories)
@@ -256,11 +298,10 @@ def test_taking_everything_away_leaves_nothing_behind(history: list[tuple[tuple[
     graph.flush()
     renderer.render()
     tell(graph, f"{R}profiles/projectcalico-default-allow", None)
-    assert graph.routes.empty
+    assert graph.routing.empty
     assert graph.ip_sets.empty
     assert graph.host_endpoints.empty
     assert graph.floating_ips.empty
-    assert graph.cluster_nets.empty
     assert not graph.endpoints
     assert not graph.hosts
     assert not len(graph.problems)

@@ -1,0 +1,137 @@
+"""Routing: the part of the calculation that decides where packets go.
+
+WorkloadEndpoint (local) ─► LocalRoutes ───┐
+IPAM block ────────────┬─► ClusterRoutes ──┴► RouteBook ─► routes
+Node, IPPool ──────────┼─► Tunnels ─► devices, neighbours, forwarding entries
+interfaces ► parent, MTU └─► ClusterNets ─► networks by name
+"""
+
+from __future__ import annotations
+
+from felixpy.calc.cluster_nets import ClusterNets
+from felixpy.calc.cluster_routes import ClusterRoutes, ClusterRouteSettings
+from felixpy.calc.config import FelixConfig
+from felixpy.calc.interfaces import Interface, Interfaces, Mtus, carrier_of, choose_mtus
+from felixpy.calc.nodes import NodeNets, parse_node
+from felixpy.calc.pools import PoolIndex, pool_mode
+from felixpy.calc.route_book import RouteBook
+from felixpy.calc.routes import LocalRoutes, RouteSettings
+from felixpy.calc.tunnels import Tunnels, TunnelSettings
+from libcalico.dataplane.routes import Route, RouteKey
+from libcalico.model.ipam import AllocationBlock
+from libcalico.model.resources import IPPoolSpec, NodeSpec
+from libcalico.net import IPV4, IPV6, Prefix
+from libcalico.reconcile import Table
+
+
+class InvalidNet(ValueError):
+    """A pool or node whose addresses cannot be read; one line that names the field."""
+
+
+class Routing:
+    """Pools, nodes and blocks in; routes, tunnels and named networks out."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.book = RouteBook()
+        self.local_routes = LocalRoutes(self.book)
+        self.pools = PoolIndex()
+        self.cluster_routes = ClusterRoutes(node, self.book, self.pools)
+        self.tunnels = Tunnels(node, self.pools)
+        self.cluster_nets = ClusterNets()
+        self.mtus = Mtus()
+        self._config = FelixConfig()
+        self._own = NodeNets()
+        self._interfaces: dict[str, Interface] = {}
+
+    @property
+    def routes(self) -> Table[RouteKey, Route]:
+        """All routes of this node."""
+        return self.book.routes
+
+    def configure(self, config: FelixConfig) -> None:
+        """Take new settings."""
+        self._config = config
+        self.cluster_nets.on_external(config.external_nodes)
+        self.local_routes.configure(
+            RouteSettings(
+                device_protocol=config.device_route_protocol,
+                ipv4_priority=config.ipv4_normal_route_priority,
+                ipv6_priority=config.ipv6_normal_route_priority,
+                source=config.device_route_source,
+                source_v6=config.device_route_source_v6,
+                floating_ips=config.floating_ips,
+            )
+        )
+        self._settle()
+
+    def on_pool(self, path: str, pool: IPPoolSpec | None) -> None:
+        """A pool; None: gone.  Raises InvalidNet."""
+        if pool is None:
+            self.cluster_nets.on_pool(path, None)
+            changed = self.pools.drop(path)
+        else:
+            try:
+                self.cluster_nets.on_pool(path, pool)
+                changed = self.pools.put(path, Prefix.parse(pool.cidr, strict=False), pool_mode(pool))
+            except ValueError as why:
+                raise InvalidNet(f"spec: {why}") from None
+        if changed:
+            self.cluster_routes.on_pools()
+            self.tunnels.on_pools()
+
+    def on_node(self, name: str, node: NodeSpec | None) -> None:
+        """A node; None: gone.  Raises InvalidNet."""
+        try:
+            nets = None if node is None else parse_node(name, node)
+        except ValueError as why:
+            raise InvalidNet(f"spec: {why}") from None
+        self.cluster_nets.on_node(f"node {name}", nets)
+        self.cluster_routes.on_node(name, nets)
+        self.tunnels.on_node(name, nets)
+        if name == self.node:
+            self._own = nets or NodeNets()
+            self._settle()
+
+    def on_block(self, path: str, prefix: Prefix, block: AllocationBlock | None) -> None:
+        """An IPAM block; None: gone."""
+        claims: dict[Prefix, str] = {}
+        if block is not None and not block.deleted:
+            claims = {addr.host_prefix: node for addr, node in block.borrowed().items()}
+            if block.owner:
+                claims[prefix] = block.owner
+        self.cluster_routes.on_claims(path, claims)
+
+    def on_interfaces(self, interfaces: Interfaces) -> bool:
+        """All interfaces of this node; True if they are others than before."""
+        if self._interfaces == interfaces:
+            return False
+        self._interfaces = dict(interfaces)
+        self._settle()
+        return True
+
+    def flush(self) -> None:
+        """Bring every table up to date."""
+        self.cluster_nets.flush()
+        self.cluster_routes.flush()
+        self.tunnels.flush()
+
+    @property
+    def empty(self) -> bool:
+        """True when nothing is left of what the datastore said."""
+        parts = (self.book, self.local_routes, self.cluster_routes, self.tunnels, self.cluster_nets)
+        return all(part.empty for part in parts) and not len(self.pools)
+
+    def _settle(self) -> None:
+        """Which interface carries this node's address, and what fits through it."""
+        config = self._config
+        own = {family: a.addr for family in (IPV4, IPV6) if (a := self._own.address(family)) is not None}
+        self.mtus = choose_mtus(self._interfaces, config, tuple(own.values()))
+        parents = (carrier_of(self._interfaces, own.get(IPV4)), carrier_of(self._interfaces, own.get(IPV6)))
+        protocol = RouteSettings(device_protocol=config.device_route_protocol).felix_protocol
+        self.cluster_routes.configure(
+            ClusterRouteSettings(
+                protocol, config.program_ipip_routes, config.program_no_encap_routes, *parents, self.mtus
+            )
+        )
+        self.tunnels.configure(TunnelSettings.of(config, parents, self.mtus))
