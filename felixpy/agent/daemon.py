@@ -21,6 +21,7 @@ from felixpy.agent.dataplane import Dataplane
 from felixpy.agent.hits import read_hits
 from felixpy.agent.http import HttpServers
 from felixpy.agent.metrics import AgentMetrics
+from felixpy.agent.mtu_file import MtuFile
 from felixpy.agent.settings import AgentSettings, node_name
 from felixpy.agent.status import StatusReporter
 from felixpy.calc.config import FelixConfig
@@ -60,6 +61,7 @@ class Agent:
         self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision)
         self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s, observer=self.metrics)
         self._health = Reporter("dataplane", timeout_s=60.0)
+        self._mtu_file = MtuFile(settings.mtu_file)
         self._http = HttpServers(self._config, self._health, self.metrics.registry)
         self._reporter = StatusReporter(
             store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
@@ -138,6 +140,7 @@ class Agent:
         self.graph.flush()
         self.dataplane.prefixes = self._config().interface_prefixes
         self._http.kick()
+        self._mtu_file.say(self.graph.routing.pod_mtu_bytes)
         self.dataplane.want(self._renderer.render(), self.graph.revision)
 
     async def _read_hits(self) -> None:

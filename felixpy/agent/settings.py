@@ -20,6 +20,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         audit_interval_s: How often all kernel state is read back.
         status_interval_s: At most this often is status written to the datastore.
         lease_ttl_s: How long a dead node's status stays.
+        mtu_file: Where the MTU for new pods is written for the CNI plugin; empty: nowhere.
     """
 
     node: str = ""
@@ -29,6 +30,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     audit_interval_s: float = 60.0
     status_interval_s: float = 0.5
     lease_ttl_s: int = 30
+    mtu_file: str = "/var/lib/calico/mtu"
 
     @property
     def control_socket(self) -> Path:

@@ -1,4 +1,4 @@
-"""ClusterNets: which networks are the cluster's own: pools, pools to be masqueraded, nodes, senders of VXLAN."""
+"""ClusterNets: which networks are the cluster's own: pools, those to be masqueraded, nodes, VXLAN senders, services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from libcalico.model.resources import IPPoolSpec
 from libcalico.net import Prefix
 from libcalico.reconcile import Table
 
-POOLS, MASQUERADED, HOSTS, VTEPS = "pools", "masq", "hosts", "vteps"
+POOLS, MASQUERADED, HOSTS, VTEPS, SERVICES = "pools", "masq", "hosts", "vteps", "services"
 _LOAD_BALANCER = ["LoadBalancer"]
 
 
@@ -24,7 +24,7 @@ class ClusterNets:
 
     def __init__(self) -> None:
         self.nets: Table[str, tuple[Prefix, ...]] = Table("cluster_nets")
-        self._members = {name: NetMembers() for name in (POOLS, MASQUERADED, HOSTS, VTEPS)}
+        self._members = {name: NetMembers() for name in (POOLS, MASQUERADED, HOSTS, VTEPS, SERVICES)}
         self._said: dict[str, tuple[tuple[str, Prefix], ...]] = {}
         self._dirty: dict[str, None] = {}
 
@@ -48,6 +48,10 @@ class ClusterNets:
     def on_external(self, nets: tuple[Prefix, ...]) -> None:
         """Nodes of other clusters, that may send to our tunnels (``externalNodesList``)."""
         self._set("external", (*((HOSTS, net) for net in nets), *((VTEPS, net) for net in nets)))
+
+    def on_services(self, nets: tuple[Prefix, ...]) -> None:
+        """Networks of service addresses, that are announced to the world (BGPConfiguration)."""
+        self._set("services", tuple((SERVICES, net) for net in nets))
 
     def flush(self) -> None:
         """Bring the table up to date."""

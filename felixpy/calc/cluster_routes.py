@@ -45,7 +45,8 @@ class ClusterRoutes:
     Reads:    pools, nodes, blocks, settings.
     Writes:   the classes of ``RouteBook`` beyond local workloads.
     Missing:  a block whose node is unknown, lies in no pool, or has no tunnel address while it needs one, has no route
-              (another's may stand: that of BGP).  A direct route waits for the interface with this node's address.
+              (another's may stand: that of BGP).  While no interface has this node's address no route is direct;
+              CrossSubnet goes through the tunnel then, if that still stands.
     Cost:     O(what the change touches); a change of a pool, of this node or of the settings is O(blocks).
 
     Source: felix/calc/l3_route_resolver.go, felix/dataplane/linux/route_mgr.go, vxlan_mgr.go and ipip_mgr.go.

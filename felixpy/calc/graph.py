@@ -162,6 +162,8 @@ class CalcGraph:
                 self.routing.on_pool(path, decoded.spec if decoded else None)
             elif key.kind == "Node":
                 self.routing.on_node(key.name, decoded.spec if decoded else None)
+            elif key.kind == "BGPConfiguration" and key.name == "default":
+                self.routing.on_services(decoded.spec if decoded else None)
             elif key.kind == "FelixConfiguration":
                 self._on_configuration(path, key, decoded, mod_revision)
             elif key.kind == "ClusterInformation" and key.name == "default":

@@ -19,13 +19,13 @@ from felixpy.calc.routes import LocalRoutes, RouteSettings
 from felixpy.calc.tunnels import Tunnels, TunnelSettings
 from libcalico.dataplane.routes import Route, RouteKey
 from libcalico.model.ipam import AllocationBlock
-from libcalico.model.resources import IPPoolSpec, NodeSpec
+from libcalico.model.resources import BGPConfigurationSpec, IPPoolSpec, NodeSpec
 from libcalico.net import IPV4, IPV6, Prefix
 from libcalico.reconcile import Table
 
 
 class InvalidNet(ValueError):
-    """A pool or node whose addresses cannot be read; one line that names the field."""
+    """A pool, node or configuration whose addresses cannot be read; one line that names the field."""
 
 
 class Routing:
@@ -93,6 +93,15 @@ class Routing:
             self._own = nets or NodeNets()
             self._settle()
 
+    def on_services(self, bgp: BGPConfigurationSpec | None) -> None:
+        """The default BGPConfiguration; None: there is none.  Raises InvalidNet."""
+        fields = ("service_cluster_ips", "service_external_ips", "service_load_balancer_ips") if bgp else ()
+        try:
+            nets = [Prefix.parse(item.cidr, strict=False) for name in fields for item in getattr(bgp, name) or ()]
+        except ValueError as why:
+            raise InvalidNet(f"spec: service addresses: {why}") from None
+        self.cluster_nets.on_services(tuple(nets))
+
     def on_block(self, path: str, prefix: Prefix, block: AllocationBlock | None) -> None:
         """An IPAM block; None: gone."""
         claims: dict[Prefix, str] = {}
@@ -115,6 +124,17 @@ class Routing:
         self.cluster_nets.flush()
         self.cluster_routes.flush()
         self.tunnels.flush()
+
+    @property
+    def pod_mtu_bytes(self) -> int:
+        """What fits through every overlay in use, else through the wire (Felix: determinePodMTU)."""
+        in_use, mtus = self.tunnels.in_use, self.mtus
+        fitting = [
+            mtu
+            for used, mtu in ((in_use.vxlan4, mtus.vxlan4), (in_use.vxlan6, mtus.vxlan6), (in_use.ipip, mtus.ipip))
+            if used
+        ]
+        return min(fitting, default=mtus.host)
 
     @property
     def empty(self) -> bool:

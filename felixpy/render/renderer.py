@@ -29,6 +29,7 @@ from felixpy.render.hosts import HostRenderer
 from felixpy.render.nat_chains import render_nat
 from felixpy.render.overlay_chains import Overlays, render_overlays, wrong_source
 from felixpy.render.rules import RuleStyle, log_statement
+from felixpy.render.service_chains import render_service_guard
 from felixpy.render.tiers import TierChains, TierKey
 from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour
@@ -61,7 +62,7 @@ class Renderer:
         self._hosts = HostRenderer(graph, self._tiers, self._profiles.__contains__)
         self._anti_spoof = Section()
         self._nat = Section()
-        self._overlay_section = Section()
+        self._overlay_section, self._services = Section(), Section()
         self._overlays = Overlays()
         self._nat_dirty = False
         self._spoofing_dirty = False
@@ -121,7 +122,7 @@ class Renderer:
         return bool(
             self._wide or self._specs or self._sets_of or self._rendered or not self._tiers.empty
             or not self._hosts.empty or not self._nat.empty
-            or not self._overlay_section.empty or len(self._set_users)
+            or not self._overlay_section.empty or not self._services.empty or len(self._set_users)
             or self._dscp or self._spoofing or self._bandwidth
             or self._profiles.keys() - {DEFAULT_ALLOW_PROFILE}
         )  # fmt: skip
@@ -303,6 +304,7 @@ class Renderer:
         floating_ips = dict(graph.floating_ips.targets.items())
         render_nat(self._nat, known, floating_ips, self._dscp, config, delta, into_tunnels)
         render_overlays(self._overlay_section, self._overlays, known, config, delta)
+        render_service_guard(self._services, known, config, delta)
 
     def _note_extras(self, interface: str, state: WorkloadEndpointState | None, delta: DataplaneDelta) -> None:
         """Bandwidth, and what of an endpoint stands in chains that all share."""

@@ -141,3 +141,27 @@ def test_staged_policies_are_counted_and_change_nothing(net: Net, node: Node) ->
     assert counted
     assert int(counted[1]) >= len(PORTS)
     assert net.answering(net.client, CLIENT) == set(PORTS)
+
+
+def test_packets_to_a_service_address_that_nobody_translates_do_not_loop(net: Net, node: Node) -> None:
+    service = "203.0.113.77"  # the client is the node's default gateway, and has a route back to the node
+
+    def came_back() -> bool:
+        net.client.run("nft", "-f", "-", stdin=(
+            "table ip loop { chain c { type filter hook prerouting priority 0;"
+            f" ip daddr {service} counter accept; }}\n}}"
+        ))  # fmt: skip
+        try:
+            assert not net.udp(net.client, service, 53)
+            return "packets 0 " not in net.client.run("nft", "list", "table", "ip", "loop")
+        finally:
+            net.client.run("nft", "delete", "table", "ip", "loop")
+
+    node.program()
+    assert came_back()
+    node.put("bgpconfigurations/default", {"serviceExternalIPs": [{"cidr": "203.0.113.64/26"}]})
+    node.program()
+    assert not came_back()
+    node.put("felixconfigurations/default", {"serviceLoopPrevention": "Disabled"})
+    node.program()
+    assert came_back()

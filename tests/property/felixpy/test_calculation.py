@@ -177,6 +177,9 @@ block = st.builds(
     },
     st.sampled_from(["n1", "n2", "n3", ""]), st.sampled_from(["", "n1", "n2", "n3"]),
 )  # fmt: skip
+services = st.sampled_from(["203.0.113.0/24", "10.0.0.0/24", "fd00:9::/64", "broken"]).map(
+    lambda cidr: {"spec": {"serviceClusterIPs": [{"cidr": cidr}], "serviceExternalIPs": [{"cidr": "203.0.113.0/25"}]}}
+)
 config = st.builds(
     lambda action, six, floating, spoofing, overlay: {
         "spec": {
@@ -189,7 +192,7 @@ config = st.builds(
     st.sampled_from([
         {}, {"vxlanEnabled": True, "vxlanMTU": 1400}, {"ipipEnabled": False}, {"programClusterRoutes": "Enabled"},
         {"programClusterRoutes": "Disabled", "mtuIfacePattern": "^eth1$"}, {"vxlanVNI": 7, "deviceRouteProtocol": 99},
-        {"externalNodesList": ["172.20.0.0/16"]},
+        {"externalNodesList": ["172.20.0.0/16"]}, {"serviceLoopPrevention": "Disabled"},
     ]),
 )  # fmt: skip
 
@@ -232,6 +235,7 @@ step = st.one_of(
     _keyed(f"{R}networksets/default/s", network_set),
     *[_keyed(f"/calico/ipam/v2/assignment/ipv4/block/10.0.0.{n}-26", block.map(_at(n))) for n in (0, 64)],
     _keyed(f"{R}felixconfigurations/default", config),
+    _keyed(f"{R}bgpconfigurations/default", services),
 )
 histories = st.lists(st.tuples(step, st.booleans()), max_size=40)
 
