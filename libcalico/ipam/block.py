@@ -125,6 +125,13 @@ def addresses_of(block: Block, handle: str) -> list[Addr]:
     return [_address(prefix, o) for o, index in enumerate(block["allocations"]) if index in held]
 
 
+def owners_of(block: Block, addrs: Iterable[Addr]) -> set[str]:
+    """The handles that hold these addresses; addresses elsewhere, free or without a handle have none."""
+    prefix = Prefix.parse(block["cidr"])
+    indexes = (block["allocations"][addr.value - prefix.value] for addr in addrs if prefix.contains(addr))
+    return {_handle(block["attributes"][index]) for index in indexes if index is not None} - {""}
+
+
 def block_order(pool: Prefix, length: int, node: str) -> Iterator[Prefix]:
     """All blocks of a pool, from a start that depends on the node, round to where it began.
 

@@ -20,7 +20,7 @@ from libcalico.clock import Clock
 from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Get, KeyValue, Op, Put
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block, BlockError
-from libcalico.ipam.pools import Pool, Reservations, choose_pools, read_pool, reserved_test
+from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations, choose_pools, read_pool, reserved_test
 from libcalico.model.codec import decode_value
 from libcalico.model.ipam import IpamSettings
 from libcalico.model.keys import (
@@ -38,6 +38,7 @@ from libcalico.net import Addr, Family, Prefix
 _TRIES = 100  # of one step; libcalico-go's datastoreRetries
 _LONGEST_WAIT_S = 0.2
 _BLOCKS_PER_HOST = 20
+_AT_ONCE = 60  # addresses of one block in one write: each may have its own handle, and etcd takes 128 operations
 
 Change = Callable[[Block], tuple[Block, dict[str, int]]]  # block -> block, handle -> difference of its count
 
@@ -127,7 +128,7 @@ class IpamClient:
                 raise IpamError(f"{addr}: block {prefix} is not this node's, and affinity is strict")
             return blocks.assign(block, addr, handle, attributes), {handle: 1}
 
-        if not await self._change(prefix, [handle], change):
+        if not await self.change_block(prefix, [handle], change):
             raise IpamError(f"{addr}: block {prefix} is gone; try again")
         return prefix
 
@@ -135,12 +136,43 @@ class IpamClient:
         """Give addresses back; return those that were not assigned.  With ``handle`` raises Mismatch for others'."""
         wanted = list(dict.fromkeys(addrs))
         missing = set(wanted)
-        known = {p for family in {addr.family for addr in wanted} for p in await self._block_prefixes(family)}
-        for prefix in sorted(known):
-            inside = [addr for addr in wanted if prefix.contains(addr)]
-            if inside:
-                missing.difference_update(await self._release(prefix, inside, handle))
+        by_block: dict[Prefix, list[Addr]] = {}
+        for addr in wanted:
+            if not any(prefix.contains(addr) for prefix in by_block):
+                prefix = await self.block_of(addr)
+                if prefix is not None:
+                    by_block[prefix] = [a for a in wanted if prefix.contains(a)]
+        for prefix, inside in sorted(by_block.items()):
+            for begin in range(0, len(inside), _AT_ONCE):
+                missing.difference_update(await self._release(prefix, inside[begin : begin + _AT_ONCE], handle))
         return [addr for addr in wanted if addr in missing]
+
+    async def block_of(self, addr: Addr) -> Prefix | None:
+        """The block that an address lies in, in one request; None when there is none.
+
+        A block has at most 4096 addresses, so there are thirteen keys that it could have; the pool need not be there.
+        """
+        bits = addr.family.bits
+        prefixes = [Prefix.of(addr, length) for length in range(bits - MOST_BLOCK_BITS, bits + 1)]
+        rows = await self._read([BlockKey(prefix).path for prefix in prefixes])
+        return next((prefix for prefix, row in zip(prefixes, rows, strict=True) if row is not None), None)
+
+    async def attributes_of(self, addr: Addr) -> tuple[str, dict[str, str], dict[str, str]] | None:
+        """Handle (empty: none), attributes and alternate owner's attributes of an address; None: not in use.
+
+        An address that cools down is not in use.
+        """
+        prefix = await self.block_of(addr)
+        row = await self._store.get(BlockKey(prefix).path) if prefix else None
+        if prefix is None or row is None:
+            return None
+        block = _block(prefix, row)
+        index = block["allocations"][addr.value - prefix.value]
+        attribute: dict[str, Any] = block["attributes"][index] if index is not None else {"releasedAt": "free"}
+        if attribute.get("releasedAt"):
+            return None
+        handle = (attribute.get("handle_id") or "").split("\r")[0]
+        return handle, dict(attribute.get("secondary") or {}), dict(attribute.get("alternateOwnerAttrs") or {})
 
     async def ips_by_handle(self, handle: str) -> list[Addr]:
         """The addresses of a handle, in order; none when there is no such handle."""
@@ -203,7 +235,7 @@ class IpamClient:
             taken.extend(addrs)
             return changed, {handle: len(addrs)}
 
-        return taken if await self._change(prefix, [handle], change) else []
+        return taken if await self.change_block(prefix, [handle], change) else []
 
     async def _release(self, prefix: Prefix, addrs: list[Addr] | None, handle: str | None) -> list[Addr]:
         """Free ``addrs`` (None: all of the handle) in one block; return those that were assigned."""
@@ -211,7 +243,7 @@ class IpamClient:
         if row is None:
             return []
         block = _block(prefix, row)
-        owners = {(a.get("handle_id") or "").split("\r")[0] for a in block["attributes"] or []} - {""}
+        owners = {handle} if handle else blocks.owners_of(block, addrs or ())
         freed: list[Addr] = []
 
         def change(current: Block) -> tuple[Block, dict[str, int]]:
@@ -222,14 +254,16 @@ class IpamClient:
             return changed, {owner: -number for owner, number in counts.items()}
 
         for attempt in range(_TRIES):
-            if await self._change(prefix, sorted(owners | ({handle} if handle else set())), change):
+            if await self.change_block(prefix, sorted(owners), change):
                 return freed
             await self._wait(attempt)
-            if await self._store.get(BlockKey(prefix).path) is None:
+            row = await self._store.get(BlockKey(prefix).path)
+            if row is None:
                 return []
+            owners = {handle} if handle else blocks.owners_of(_block(prefix, row), addrs or ())
         raise IpamError(f"block {prefix}: too many conflicts")
 
-    async def _change(self, prefix: Prefix, handles: list[str], change: Change) -> bool:
+    async def change_block(self, prefix: Prefix, handles: list[str], change: Change) -> bool:
         """Read a block and handles, change them in one transaction; False when there is no block."""
         keys = (BlockKey(prefix).path, *(HandleKey(handle).path for handle in handles))
         for attempt in range(_TRIES):

@@ -13,6 +13,8 @@ from libcalico.model.resources import IPPoolSpec
 from libcalico.net import IPV4, Addr, Family, Prefix
 from libcalico.selector import parse_selector
 
+MOST_BLOCK_BITS = 12  # a block has at most 4096 addresses: Calico takes blockSize 20 to 32, or 116 to 128
+
 
 class Pool(msgspec.Struct, frozen=True):
     """A pool that is enabled, with the length of its blocks."""
@@ -29,7 +31,7 @@ def read_pool(name: str, spec: IPPoolSpec) -> Pool | None:
         return None
     prefix = Prefix.parse(spec.cidr, strict=False)
     length = spec.block_size or (26 if prefix.family is IPV4 else 122)
-    if not prefix.length <= length <= prefix.family.bits or prefix.family.bits - length > 12:
+    if not prefix.length <= length <= prefix.family.bits or prefix.family.bits - length > MOST_BLOCK_BITS:
         raise ValueError(f"blockSize {length} does not suit {prefix}")
     return Pool(name, prefix, length, spec)
 
