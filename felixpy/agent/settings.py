@@ -21,6 +21,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         status_interval_s: At most this often is status written to the datastore.
         lease_ttl_s: How long a dead node's status stays.
         mtu_file: Where the MTU for new pods is written for the CNI plugin; empty: nowhere.
+        ipam_collector: Take part in collecting addresses that nobody needs any more; one agent of the cluster does it.
     """
 
     node: str = ""
@@ -31,6 +32,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     status_interval_s: float = 0.5
     lease_ttl_s: int = 30
     mtu_file: str = "/var/lib/calico/mtu"
+    ipam_collector: bool = True
 
     @property
     def control_socket(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from libcalico.net import Addr, Prefix
@@ -116,6 +117,24 @@ def release(block: Block, addrs: Iterable[Addr], *, handle: str | None = None) -
         ordinals.append(ordinal)
         freed[owner] += 1
     return _give_back(block, ordinals), freed
+
+
+def thaw(block: Block, before: datetime) -> tuple[Block, int]:
+    """Free the addresses that were given back at or before a time, that is, whose cooldown is over; and how many.
+
+    Calico keeps an address that was given back allocated to an attribute with ``releasedAt`` alone, for
+    IPCooldownSeconds.  A time that cannot be read counts as over.
+    """
+    cold = {n for n, a in enumerate(block.get("attributes") or []) if a.get("releasedAt") and _is_past(a, before)}
+    ordinals = [ordinal for ordinal, index in enumerate(block["allocations"]) if index in cold]
+    return _give_back(block, ordinals), len(ordinals)
+
+
+def _is_past(attribute: Mapping[str, Any], before: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(str(attribute["releasedAt"])) <= before
+    except (ValueError, TypeError):
+        return True
 
 
 def addresses_of(block: Block, handle: str) -> list[Addr]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 
 import msgspec
 
-from libcalico.ipam.block import is_empty
 from libcalico.ipam.check import Report, counts_of, invalid
 from libcalico.ipam.state import Allocation, State, StoredAffinity, StoredBlock
 from libcalico.model.keys import BlockAffinityKey, BlockKey, HandleKey
@@ -37,6 +37,16 @@ class ReleaseBlock(msgspec.Struct, frozen=True):
         return f"release block {self.prefix} of node {self.node}"
 
 
+class Thaw(msgspec.Struct, frozen=True):
+    """Free the addresses of a block whose cooldown is over; ``before``: those given back at or before this time."""
+
+    prefix: Prefix
+    before: datetime
+
+    def __str__(self) -> str:
+        return f"free what has cooled down in block {self.prefix}"
+
+
 class Mend(msgspec.Struct, frozen=True):
     """Write, if all of ``unchanged`` still stand at their revisions (0: are not there)."""
 
@@ -49,7 +59,7 @@ class Mend(msgspec.Struct, frozen=True):
         return self.what
 
 
-Action = Release | ReleaseBlock | Mend
+Action = Release | ReleaseBlock | Thaw | Mend
 
 
 def fixes(state: State, report: Report) -> list[Action]:
@@ -63,7 +73,7 @@ def fixes(state: State, report: Report) -> list[Action]:
     if state.users_known:
         found += [Release(a) for a in report.leaked if f"IPAMBlock({a.block})" not in bad]
     found += handle_mends(state, report)
-    found += [mend for affinity in report.lost_affinities if (mend := affinity_mend(state, affinity)) is not None]
+    found += [affinity_mend(state, affinity) for affinity in report.lost_affinities]
     found += [claim(block) for block in report.unclaimed if block.node in state.nodes or block.owner_type == "virtual"]
     found += [
         ReleaseBlock(node, prefix) for node, prefixes in report.homeless.items() for prefix in prefixes
@@ -72,12 +82,12 @@ def fixes(state: State, report: Report) -> list[Action]:
     return found
 
 
-def handle_mends(state: State, report: Report) -> list[Action]:
+def handle_mends(state: State, report: Report) -> list[Mend]:
     """Handles that hold nothing go; those whose counts are not the blocks' are counted anew."""
     if not state.blocks_known:
         return []
     held = counts_of(state)
-    found: list[Action] = []
+    found: list[Mend] = []
     for handle in report.lost_handles:
         path = HandleKey(handle.handle).path
         found.append(Mend(f"delete handle {handle.handle}: it holds no address", {path: handle.revision}, {}, (path,)))
@@ -94,7 +104,7 @@ def handle_mends(state: State, report: Report) -> list[Action]:
     return found
 
 
-def affinity_mend(state: State, affinity: StoredAffinity) -> Mend | None:
+def affinity_mend(state: State, affinity: StoredAffinity) -> Mend:
     """Confirm an affinity whose block is that node's; remove one that leads nowhere."""
     path = BlockAffinityKey(affinity.node, affinity.prefix, affinity.owner_type).path
     block = state.blocks.get(affinity.prefix)
@@ -102,7 +112,7 @@ def affinity_mend(state: State, affinity: StoredAffinity) -> Mend | None:
     whose = f"affinity of {affinity.node} to {affinity.prefix}"
     if block is None or (block.owner_type, block.owner) != (affinity.owner_type, affinity.node):
         return Mend(f"delete {whose}: the block is not its own", unchanged, {}, (path,))
-    if affinity.state == "pendingDeletion" and is_empty(block.document):
+    if affinity.state == "pendingDeletion" and block.is_empty:
         return Mend(f"finish removing {whose}", unchanged, {}, (path, BlockKey(affinity.prefix).path))
     document = {**affinity.document, "state": "confirmed"}
     return Mend(f"confirm {whose}", unchanged, {path: _json(document)})

@@ -13,7 +13,7 @@ from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, O
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block, BlockError
 from libcalico.ipam.client import IpamClient, IpamError
-from libcalico.ipam.plan import Action, Mend, Release, ReleaseBlock
+from libcalico.ipam.plan import Action, Mend, Release, ReleaseBlock, Thaw
 from libcalico.net import Prefix
 
 _AT_ONCE = 60  # addresses of one block in one write: each may have its own handle, and etcd takes 128 operations
@@ -61,6 +61,8 @@ class Repairer:
                 return await self._mend(action)
             case ReleaseBlock():
                 return await self._client(action.node).release_affinity(action.prefix, must_be_empty=True)
+            case Thaw():
+                return await self._thaw(action)
             case Release():
                 raise AssertionError("goes by blocks")
 
@@ -69,6 +71,16 @@ class Repairer:
         ops: list[Op] = [Put(key, value) for key, value in action.put.items()]
         ops += [Delete(key) for key in action.delete]
         return (await self._store.txn(compares, ops)).succeeded
+
+    async def _thaw(self, action: Thaw) -> bool:
+        freed = 0
+
+        def change(block: Block) -> tuple[Block, dict[str, int]]:
+            nonlocal freed
+            changed, freed = blocks.thaw(block, action.before)
+            return changed, {}
+
+        return await self._client("").change_block(action.prefix, [], change) and freed > 0
 
     async def _release(self, prefix: Prefix, releases: list[Release], outcome: Outcome) -> None:
         """Free those of one block that still are what they were."""

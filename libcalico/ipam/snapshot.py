@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from libcalico.datastore.api import Datastore
 from libcalico.datastore.errors import Compacted
 from libcalico.ipam.state import Row, State, read_state
@@ -28,4 +30,4 @@ async def _read(store: Datastore) -> State:
     for kind in _KINDS:
         items += (await store.list(f"{RESOURCES}{KINDS[kind][0]}/", revision=page.revision)).items
     rows: list[Row] = [(row.key, row.value, row.mod_revision) for row in items]
-    return read_state(rows, page.revision)
+    return await asyncio.to_thread(read_state, rows, page.revision)  # seconds, where there are many

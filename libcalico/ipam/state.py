@@ -102,6 +102,11 @@ class StoredBlock(msgspec.Struct, frozen=True):
         """The node whose block it is, or empty."""
         return self.owner if self.owner_type == "host" else ""
 
+    @property
+    def is_empty(self) -> bool:
+        """No address is in use or cools down; those that Windows reserves do not count."""
+        return all(allocation.is_windows for allocation in self.allocations)
+
 
 class StoredAffinity(msgspec.Struct, frozen=True):
     """A node's claim to a block."""

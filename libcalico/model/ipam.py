@@ -72,3 +72,4 @@ class IpamSettings(msgspec.Struct, frozen=True):
     strict_affinity: bool = False
     auto_allocate_blocks: bool = False
     max_blocks_per_host: int = msgspec.field(default=0, name="maxBlocksPerHost")
+    ip_cooldown_seconds: int = msgspec.field(default=0, name="ipCooldownSeconds")
