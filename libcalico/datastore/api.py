@@ -72,10 +72,16 @@ class CompareTarget(enum.Enum):
     CREATE_REVISION = "create"  # 0: the key does not exist
     VALUE = "value"
     LEASE = "lease"
+    PREFIX_UNCHANGED_SINCE = "prefix"  # no key that begins with ``key`` is newer than revision ``operand``
 
 
 class Compare(msgspec.Struct, frozen=True):
-    """``target(key) == operand``."""
+    """``target(key) == operand``.
+
+    PREFIX_UNCHANGED_SINCE looks at all keys that begin with ``key``: none was made or changed after the revision
+    ``operand``.  With the revision of a list it says that whoever listed has seen all that there is; a deletion since
+    then goes unnoticed.
+    """
 
     key: str
     target: CompareTarget

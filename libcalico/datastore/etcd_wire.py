@@ -71,9 +71,18 @@ _TARGETS = {
 }
 
 
+_EQUAL, _LESS = 0, 2  # Compare.CompareResult
+
+
 def compare(wanted: Compare) -> Any:
+    if wanted.target is CompareTarget.PREFIX_UNCHANGED_SINCE:  # holds for every key of the range (etcd 3.3 and later)
+        start, newer = key_bytes(wanted.key), int(wanted.operand) + 1
+        target, _ = _TARGETS[CompareTarget.MOD_REVISION]
+        return MESSAGES["Compare"](
+            result=_LESS, target=target, key=start or b"\0", range_end=prefix_end(start), mod_revision=newer
+        )
     target, field = _TARGETS[wanted.target]
-    return MESSAGES["Compare"](result=0, target=target, key=key_bytes(wanted.key), **{field: wanted.operand})
+    return MESSAGES["Compare"](result=_EQUAL, target=target, key=key_bytes(wanted.key), **{field: wanted.operand})
 
 
 def request_op(op: Op) -> Any:

@@ -98,6 +98,25 @@ async def test_compare_and_swap_decides_by_revision(store: Datastore) -> None:
     assert (await store.list("/")).items[0].key == "/other"
 
 
+async def test_a_write_can_depend_on_nothing_new_below_a_prefix(store: Datastore) -> None:
+    await store.put("/n/a", b"1")
+    seen = (await store.list("/n/")).revision
+    quiet = Compare("/n/", CompareTarget.PREFIX_UNCHANGED_SINCE, seen)
+    await store.put("/n", b"beside")
+    await store.put("/o", b"beside")
+    assert (await store.txn([quiet], [Put("/done", b"1")])).succeeded
+    await store.delete("/n/a")
+    assert (await store.txn([quiet], [Put("/done", b"2")])).succeeded  # deletions leave nothing to see
+    await store.put("/n/b", b"new")
+    assert not (await store.txn([quiet], [Put("/done", b"3")])).succeeded
+    await store.delete("/n/b")
+    empty = Compare("/n/", CompareTarget.PREFIX_UNCHANGED_SINCE, seen)
+    assert (await store.txn([empty], [Put("/n/c", b"1")])).succeeded
+    assert not (await store.txn([empty], [Put("/n/c", b"2")])).succeeded
+    now = Compare("/n/", CompareTarget.PREFIX_UNCHANGED_SINCE, (await store.list("/n/")).revision)
+    assert (await store.txn([now], [Put("/n/c", b"2")])).succeeded
+
+
 async def test_a_refused_transaction_changes_nothing(store: Datastore) -> None:
     await store.put("/x", b"1")
     before = await store.status()
