@@ -58,7 +58,8 @@ def load_settings(
     Args:
         cls: A frozen msgspec Struct.
         program: Opens the sentences of errors.
-        env_prefix: ``BIRDPY_`` makes ``BIRDPY_RUN_DIR`` set ``run_dir``.  An empty variable counts as unset.
+        env_prefix: ``BIRDPY_`` makes ``BIRDPY_RUN_DIR`` set ``run_dir``.  An empty variable counts as unset.  A field
+            renamed by ``msgspec.field(name=...)`` has a variable of that name.
             The values of a list are separated by commas.
         file: A TOML file; absent: skipped.  Types are strict here (``"60"`` is no number).
         overrides: From the command line; None values are skipped.
@@ -86,7 +87,7 @@ def _load(
             origin[name] = places[name]
             values[name] = _convert(name, value, fields[name].type, origin[name], strict=True)
     for name, field in fields.items():
-        variable = f"{env_prefix}{name.upper()}"
+        variable = f"{env_prefix}{field.encode_name.upper()}"
         if text := environ.get(variable, ""):
             origin[name] = f"environment {variable}"
             values[name] = _convert(name, _split(text, field.type), field.type, origin[name], strict=False)

@@ -139,3 +139,15 @@ def test_a_required_setting_must_be_given() -> None:
     with pytest.raises(ConfigError, match="endpoint must be given: X_ENDPOINT"):
         load_settings(Strict, env_prefix="X_", environ={})
     assert load_settings(Strict, env_prefix="X_", environ={"X_ENDPOINT": "e"}).value.endpoint == "e"
+
+
+class Renamed(msgspec.Struct, frozen=True):
+    """A variable's name that Python keeps for itself."""
+
+    as_number: int = msgspec.field(default=0, name="as")
+
+
+def test_a_setting_may_have_a_variable_of_another_name() -> None:
+    assert load_settings(Renamed, env_prefix="", environ={"AS": "65001"}).value.as_number == 65001
+    with pytest.raises(ConfigError, match="environment AS"):
+        load_settings(Renamed, env_prefix="", environ={"AS": "many"})
