@@ -247,7 +247,9 @@ class MemoryDatastore:
             case CompareTarget.VALUE:
                 return row is not None and row.value == compare.operand
             case CompareTarget.PREFIX_UNCHANGED_SINCE:
-                newest = max((r.mod_revision for key, r in self._rows.items() if key.startswith(compare.key)), default=0)
+                newest = max(
+                    (r.mod_revision for key, r in self._rows.items() if key.startswith(compare.key)), default=0
+                )
                 return newest <= int(compare.operand)
 
     def _wake(self) -> None:
