@@ -1,0 +1,147 @@
+"""Writing the Node: one transaction that holds only if nothing has come that would have changed the decision.
+
+Calico's start-up lists the nodes, looks for the address among them, and writes; two that do so at once both succeed.
+Here the write also says: no Node has been made or changed since that list.  So of two hosts that want one address
+exactly one gets it, also if the other runs Calico's own node and comes first.
+
+Two hosts of one *name* are told apart by the host id in the Node's annotation and by who is alive: the agent's status,
+and the claim that a registration leaves for a minute.  A name whose last host is silent may be taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Final
+
+import msgspec
+
+from felixpy.node.objects import Contended, checked, parse, pause, unchanged
+from felixpy.node.registration import (
+    Conflict,
+    Host,
+    NoAddress,
+    Plan,
+    conflicts,
+    describe,
+    host_id_of,
+    plan_node,
+    without_addresses,
+)
+from felixpy.node.settings import NodeSettings
+from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Op, Put
+from libcalico.model.document import Document
+from libcalico.model.keys import OWN_ROOT, RESOURCES, ResourceKey
+from libcalico.net import IPV4, IPV6, Family
+
+NODES: Final = f"{RESOURCES}nodes/"
+CLAIM_TTL_S: Final = 60
+_TRIES = 200
+
+
+class Taken(Exception):
+    """Another host has this node's name or address."""
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """The Node as it is stored now; ``written``: it was not so before."""
+
+    document: Document
+    written: bool
+    notes: tuple[str, ...] = ()
+
+
+def claim_key(name: str) -> str:
+    """Who registered this name lately; bound to a lease, outside of Calico's tree."""
+    return f"{OWN_ROOT}registrations/{name}"
+
+
+def agent_key(name: str) -> str:
+    """The agent's status, as felixpy.agent.status writes it; bound to a lease."""
+    return f"{OWN_ROOT}nodes/{name}/felixpy"
+
+
+async def register(
+    store: Datastore, name: str, settings: NodeSettings, host: Host, rng: random.Random | None = None
+) -> Registered:
+    """Make or update this host's Node.
+
+    Raises:
+        Taken: Another living host has the name, or another node the address.  An address of this node that was
+            detected formerly and is another's now is cleared first.
+        NoAddress: There is no address; one that was detected formerly is cleared first.
+        Invalid, Contended, DatastoreError: It could not be written.
+    """
+    rng, lease = rng or random.Random(), 0  # noqa: S311  # spreads retries
+    key = ResourceKey("Node", name)
+    for attempt in range(_TRIES):
+        page = await store.list(NODES)
+        rows = {row.key: row for row in page.items}
+        row, claim = rows.get(key.path), await store.get(claim_key(name))
+        stored = parse(row)
+        if not settings.disable_node_name_check:
+            await _check_name(store, name, stored, claim, host)
+        plan = await _plan(store, key, row, stored, settings, host)
+        if not plan.changed:
+            return Registered(plan.document, False, plan.notes)
+        compares = [unchanged(key.path, row), unchanged(claim_key(name), claim)]
+        if plan.addresses_changed and not settings.disable_node_ip_check:
+            others = [(path.removeprefix(NODES), document) for path, other in rows.items()
+                      if (document := parse(other)) is not None]  # fmt: skip
+            if found := conflicts(name, plan.document, others):
+                await _clear_detected(store, key, row, stored, settings, [c.family for c in found])
+                raise Taken(_advice(found))
+            compares.append(Compare(NODES, CompareTarget.PREFIX_UNCHANGED_SINCE, page.revision))
+        ops: list[Op] = [Put(key.path, checked(plan.document, key, stored))]
+        if host.host_id:
+            lease = lease or await store.lease_grant(CLAIM_TTL_S)
+            ops.append(Put(claim_key(name), json.dumps({"hostId": host.host_id}).encode(), lease))
+        if (await store.txn(compares, ops)).succeeded:
+            return Registered(plan.document, True, plan.notes)
+        await pause(attempt, rng)
+    raise Contended(f"{key}: nodes changed whenever it was to be written")
+
+
+async def _plan(
+    store: Datastore,
+    key: ResourceKey,
+    row: KeyValue | None,
+    stored: Document | None,
+    settings: NodeSettings,
+    host: Host,
+) -> Plan:
+    try:
+        return plan_node(key.name, stored, settings, host)
+    except NoAddress:
+        await _clear_detected(store, key, row, stored, settings, [IPV4, IPV6])
+        raise
+
+
+async def _check_name(store: Datastore, name: str, stored: Document | None, claim: KeyValue | None, host: Host) -> None:
+    """Raise Taken if another host of this name is alive."""
+    if not host.host_id:
+        return
+    lately = (parse(claim) or {}).get("hostId")
+    if claim is not None and lately != host.host_id:
+        raise Taken(f"another host has registered as node {name} within the last {CLAIM_TTL_S} s: set NODENAME")
+    owner = host_id_of(stored)
+    if owner and owner != host.host_id and await store.get(agent_key(name)) is not None:
+        raise Taken(f"node {name} is another host, and its agent is alive: set NODENAME")
+
+
+async def _clear_detected(
+    store: Datastore, key: ResourceKey, row: KeyValue | None, stored: Document | None, settings: NodeSettings,
+    families: list[Family],
+) -> None:  # fmt: skip
+    """Give up addresses that were detected and do not hold any more: others may need them.  As Calico, tried once."""
+    gone = [family for family in families if settings.address(family) == "autodetect"]
+    if row is None or stored is None or not gone:
+        return
+    document = without_addresses(stored, gone)
+    if document != stored:
+        await store.txn([unchanged(key.path, row)], [Put(key.path, checked(document, key, stored), row.lease)])
+
+
+def _advice(found: list[Conflict]) -> str:
+    variables = sorted({"IP" if c.family is IPV4 else "IP6" for c in found})
+    return f"{describe(found)}: set {' and '.join(variables)}, or remove the other node"
