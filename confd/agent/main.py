@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from confd.agent.settings import ConfdSettings, node_name
+from confd.agent.settings import ConfdSettings
 from libcalico.model.speaker import decode_speaker_config
 from libcalico.runtime.control import ControlError, call
+from libcalico.runtime.nodename import node_name
 from libcalico.runtime.settings import ConfigError
 from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, EX_FAILURE, Program, run_program

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +17,8 @@ class ConfdSettings(msgspec.Struct, frozen=True):
             and birdpy, and ``bird``, for BIRD 2 instead of them.
         output_dir: Where relative destinations lie.
         prefix: Put before the keys of all resources (backend etcd).
-        node: Name of this node (backend calico); empty: NODENAME, else the host name.
+        node: Name of this node (backend calico); empty: see
+            :mod:`libcalico.runtime.nodename`.
         interval_s: Render anew at least this often; 0: only on changes.
         settle_s: Changes are rendered when none has come for so long.
         settle_most_s: Changes that never cease are rendered as often as this.
@@ -63,8 +62,3 @@ class ConfdSettings(msgspec.Struct, frozen=True):
     @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "control.sock"
-
-
-def node_name(configured: str, environ: Mapping[str, str]) -> str:
-    """NODENAME, else the host name in lower case."""
-    return configured or environ.get("NODENAME", "").strip() or socket.gethostname().strip().lower()

@@ -22,7 +22,7 @@ from felixpy.agent.hits import read_hits
 from felixpy.agent.http import HttpServers
 from felixpy.agent.metrics import AgentMetrics
 from felixpy.agent.mtu_file import MtuFile
-from felixpy.agent.settings import AgentSettings, node_name
+from felixpy.agent.settings import AgentSettings
 from felixpy.agent.status import StatusReporter
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
@@ -38,6 +38,7 @@ from libcalico.kernel.errors import KernelError
 from libcalico.runtime.control import ControlServer
 from libcalico.runtime.health import Reporter
 from libcalico.runtime.logs import get_logger
+from libcalico.runtime.nodename import node_name
 from libcalico.runtime.supervise import Program, until_stopped
 
 _UPDATES_PER_SLICE = 200

@@ -18,7 +18,7 @@ CONFIG_FILE = Path("/etc/felixpy/felixpy.toml")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="felixpy", description="Program this node's routes and policy from etcd.")
     parser.add_argument("--config", type=Path, default=CONFIG_FILE, help=f"settings file (default {CONFIG_FILE})")
-    parser.add_argument("--node", help="name of this node (default NODENAME, else the host name)")
+    parser.add_argument("--node", help="name of this node (default NODENAME, the nodename file, the host name)")
     parser.add_argument("--run-dir", help="folder of the control socket")
     parser.add_argument("--log-level", help="debug, info, warning or error")
     parser.add_argument("--log-format", choices=["auto", "console", "json"])

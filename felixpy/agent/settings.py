@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,7 +11,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     """Settings of felixpy; environment ``FELIXPY_<NAME>``, file ``/etc/felixpy/felixpy.toml``.
 
     Attributes:
-        node: Name of this node; empty: ``NODENAME``, else the host name in lower case.
+        node: Name of this node; empty: see :mod:`libcalico.runtime.nodename`.
         run_dir: Control socket.
         log_level: debug, info, warning, error.
         log_format: auto, console, json.
@@ -37,8 +35,3 @@ class AgentSettings(msgspec.Struct, frozen=True):
     @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "control.sock"
-
-
-def node_name(configured: str, environ: Mapping[str, str]) -> str:
-    """The node's name as calico-node finds it: NODENAME, else HOSTNAME or the host name, in lower case."""
-    return configured or environ.get("NODENAME", "").strip() or socket.gethostname().strip().lower()
