@@ -5,6 +5,7 @@ Source: node/pkg/lifecycle/utils (DetermineNodeName, WriteNodeConfig).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -45,7 +46,10 @@ def _stored(file: Path) -> str:
 
 
 def write_nodename(file: Path, name: str) -> None:
-    """Store the name for all to read, whole or not at all.  Raises OSError."""
+    """Store the name for all to read, whole or not at all; nothing is done if it stands there.  Raises OSError."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if file.read_text() == name:
+            return
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.{os.getpid()}")
     try:
