@@ -9,13 +9,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from felixpy.node.settings import NodeSettings, load
 from libcalico.runtime.supervise import EX_CONFIG, GRACE_S, READY_WITHIN_S
 
 UNITS = Path(__file__).resolve().parents[3] / "systemd"
 SERVICES = ("felixpy", "confd", "birdpy")
-MOST_EXPOSED = {"felixpy": 3.8, "confd": 3.1, "birdpy": 3.7}  # systemd 252; lower is better
+INIT = "felixpy-node-init"
+MOST_EXPOSED = {"felixpy": 3.8, "confd": 3.1, "birdpy": 3.7, INIT: 3.1}  # systemd 252; lower is better
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
 
@@ -44,7 +47,7 @@ def installed(tmp_path: Path) -> list[Path]:
 
 @needs_systemd
 def test_systemd_has_nothing_to_say_about_the_units(installed: list[Path], tmp_path: Path) -> None:
-    assert {unit.name for unit in installed} == {f"{name}.service" for name in SERVICES} | {"felixpy.target"}
+    assert {unit.name for unit in installed} == {f"{n}.service" for n in (*SERVICES, INIT)} | {"felixpy.target"}
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *map(str, installed)],
         check=False, capture_output=True, text=True, timeout=60,
@@ -84,7 +87,7 @@ def test_a_local_etcd_and_a_container_runtime_make_no_ordering_cycle(installed: 
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, INIT])
 def test_units_expose_no_more_than_agreed(installed: list[Path], tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(tmp_path / f"{name}.service")],
@@ -126,6 +129,31 @@ def test_nothing_at_boot_waits_for_etcd(name: str) -> None:
     assert "network-online.target" not in unit["After"].split()
     assert "etcd" not in unit["After"]
     assert "network.target" not in unit.get("Before", "").split()
+
+
+def test_registration_is_tried_again_unless_its_settings_are_bad_and_holds_no_daemon_up() -> None:
+    unit = _read(f"{INIT}.service")
+    assert (unit["Service"]["Type"], unit["Service"]["Restart"]) == ("oneshot", "on-failure")
+    assert unit["Service"]["RestartPreventExitStatus"] == str(EX_CONFIG)
+    assert float(unit["Service"]["TimeoutStartSec"]) > NodeSettings().node_start_timeout_s
+    assert unit["Service"]["CapabilityBoundingSet"] == ""
+    assert unit["Service"]["User"] == "felixpy"
+    assert f"{INIT}.service" in _read("felixpy.target")["Unit"]["Wants"].split()
+    for name in SERVICES:
+        ordered = _read(f"{name}.service")["Unit"]
+        assert INIT not in ordered.get("After", "") + ordered.get("Wants", "")
+    assert "Before" not in unit["Unit"]
+    folder = Path("/var/lib") / unit["Service"]["StateDirectory"]
+    assert Path(NodeSettings().calico_nodename_file).parent == folder
+
+
+def test_the_node_settings_shown_in_the_environment_file_can_be_used() -> None:
+    shown = re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", (UNITS / "felixpy.env").read_text(), re.MULTILINE)
+    node = {name: value for name, value in shown if name.startswith(("IP", "AS", "CALICO", "NO_DEFAULT"))}
+    known = {field.encode_name.upper() for field in msgspec.structs.fields(NodeSettings)}
+    assert len(node) > 8
+    assert set(node) <= known
+    load(node)
 
 
 def test_each_setting_in_the_environment_file_is_commented_out_and_well_formed() -> None:
