@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from felixpy.cli import node_checks
 from libcalico.runtime.supervise import EX_CONFIG, EX_FAILURE, EX_OK
 
 Run = Callable[[argparse.Namespace], Awaitable[int]]
@@ -24,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.set_defaults(node_run=run)
         return made
 
+    node_checks.add_checks_arguments(
+        verb("checks", node_checks.checks, "sysctls, conntrack, nftables, clock, etcd: advice only, nothing is changed")
+    )
+    node_checks.add_checksystem_arguments(
+        verb("checksystem", node_checks.checksystem, "the kernel and its parts, as far as a node needs them")
+    )
     _add_init_arguments(verb("init", init, "register this host as a node, as calico/node's start-up does"))
 
 
@@ -44,6 +51,7 @@ def _add_init_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """One verb; 0 done, 1 failed or refused, 78 a setting cannot be used."""
+    from libcalico.kernel.errors import KernelError
     from libcalico.runtime.settings import ConfigError
 
     chosen: Run = args.node_run
@@ -52,6 +60,9 @@ async def run(args: argparse.Namespace) -> int:
     except ConfigError as why:
         sys.stderr.write(f"{why}\n")
         return EX_CONFIG
+    except (KernelError, OSError) as why:
+        sys.stderr.write(f"node {args.node_verb}: {why}\n")
+        return EX_FAILURE
 
 
 async def init(args: argparse.Namespace) -> int:
@@ -80,7 +91,7 @@ async def init(args: argparse.Namespace) -> int:
         # TUNNEL ADDRESSES, the one call site: give NodeStart a fourth argument, an async function of the node's name
         # that calls libcalico.ipam.tunnels.ensure_tunnel_address; it runs last, once pools exist, and may be repeated.
         started = await NodeStart(store, name, settings, lambda: read_host(settings)).run()
-    except (NoAddress, Taken, Invalid, Contended, NotReachable, OSError) as why:
+    except (NoAddress, Taken, Invalid, Contended, NotReachable) as why:
         sys.stderr.write(f"node init: {why}\n")
         return EX_FAILURE
     finally:

@@ -105,6 +105,15 @@ def _load() -> Any:
     return lib
 
 
+def has_library() -> bool:
+    """True if nftables can be spoken to in process."""
+    try:
+        _load()
+    except OSError:
+        return False
+    return True
+
+
 def _name_thread() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, THREAD_NAME.encode())
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from libcalico.testing.netns import Namespace, link
 
 ETCD = "http://192.0.2.1:2379"
-_PROGRAM = str(Path(sys.executable).with_name("felixctl"))
+PROGRAM = str(Path(sys.executable).with_name("felixctl"))
 
 
 class World:
@@ -71,7 +71,7 @@ class World:
         given = {"ETCD_ENDPOINTS": ETCD, "CALICO_NODENAME_FILE": str(folder / "nodename"), **environ}
         words = [f"{name}={value}" for name, value in given.items()]
         path = f"PATH={os.environ['PATH']}"
-        return host.command(["env", "-i", path, *words, _PROGRAM, *args])
+        return host.command(["env", "-i", path, *words, PROGRAM, *args])
 
     def felixctl(self, host: Namespace, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,0 +1,95 @@
+"""``felixctl node checks`` and ``checksystem`` on real kernels: what is wrong is named, nothing is changed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from libcalico.testing.netns import Namespace
+from tests.interop.node.world import ETCD, PROGRAM, World
+
+WRITABLE = ("net.ipv4.ip_forward", "net.ipv4.conf.mgmt.rp_filter", "net.ipv4.conf.eth0.rp_filter")
+
+
+def state(host: Namespace) -> str:
+    """All that the command could have changed."""
+    return "\n".join((
+        host.run("nft", "list", "ruleset"), host.run("ip", "-d", "-o", "link"), host.run("ip", "route"),
+        host.run("ip", "-o", "address", "show", "scope", "global"), *(host.run("sysctl", name) for name in WRITABLE),
+    ))  # fmt: skip
+
+
+def checks(world: World, **environ: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = world.felixctl(world.one, "node", "checks", "-o", "json", NODENAME="n1", **environ)
+    assert done.stderr == ""
+    return done.returncode, {found["name"]: found for found in json.loads(done.stdout)}
+
+
+def test_checks_name_what_is_wrong_and_change_nothing(world: World) -> None:
+    host = world.one
+    host.run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=0", "net.ipv4.conf.all.rp_filter=0",
+             "net.ipv4.conf.mgmt.rp_filter=1", "net.ipv4.conf.eth0.rp_filter=2")  # fmt: skip
+    host.run("nft", "-f", "-", stdin="table ip filter {\nchain FORWARD {\ntype filter hook forward priority 0;"
+                                     " policy drop;\n}\n}\n")  # fmt: skip
+    before = state(host)
+    code, found = checks(world, ETCD_ENDPOINTS=f"{ETCD},http://192.0.2.1:1")
+    assert state(host) == before
+    assert code == 1
+    wrong = {name: verdict["verdict"] for name, verdict in found.items() if verdict["verdict"] != "OK"}
+    wrong.pop("clock", None)
+    assert wrong.pop("net.ipv6.conf.all.forwarding") == "WARN"
+    assert wrong == {
+        "net.ipv4.ip_forward": "WARN", "rp_filter of mgmt": "WARN", "nftables": "WARN", "chain FORWARD": "WARN",
+        "etcd http://192.0.2.1:1": "WARN", "node n1": "FAIL",
+    }  # fmt: skip
+    assert found["rp_filter of eth0"]["found"] == "2 (loose)"
+    assert found[f"etcd {ETCD}"]["found"].startswith("answers in ")
+    assert found["conntrack"]["verdict"] == "OK"
+
+
+def test_a_registered_host_that_forwards_is_fit(world: World) -> None:
+    host = world.one
+    host.run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
+    host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
+    host.run("nft", "add", "table", "inet", "calico")
+    host.run("nft", "add", "chain", "inet", "calico", "c")
+    assert world.felixctl(host, "node", "init", "--name", "n1").returncode == 0
+    code, found = checks(world)
+    assert code == 0, found
+    assert found["node n1"]["found"] == "registered with 10.0.0.5/24"
+    assert found["nftables"]["verdict"] == "OK"
+    host.run("ip", "address", "del", "10.0.0.5/24", "dev", "eth0")
+    code, found = checks(world)
+    assert (code, found["node n1"]["verdict"]) == (1, "FAIL")
+
+
+def test_a_dead_etcd_is_told_and_all_else_as_well(world: World) -> None:
+    world.kill_etcd()
+    done = world.felixctl(world.one, "node", "checks", NODENAME="n1")
+    assert done.returncode == 1
+    assert f"FAIL  etcd {ETCD}" in done.stdout
+    assert "the node keeps what it has" in done.stdout
+    assert "conntrack" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("this host is not fit to be a node: 1 failed")
+
+
+def test_checksystem_judges_this_very_kernel_and_the_probe_leaves_nothing() -> None:
+    with Namespace() as host:
+        before = state_of(host)
+        shown = json.loads(host.run(PROGRAM, "node", "checksystem", "--probe", "-o", "json"))
+        assert state_of(host) == before
+    found = {verdict["name"]: verdict for verdict in shown}
+    for name in ("nf_tables", "nft_ct", "nft_fib_inet", "nft_masq", "veth"):  # all other tests here need them, too
+        assert found[name]["found"].endswith("works"), found[name]
+        assert found[name]["verdict"] == "OK"
+
+
+def state_of(host: Namespace) -> str:
+    return host.run("nft", "list", "ruleset") + host.run("ip", "-o", "link")
+
+
+def test_a_kernel_configuration_that_does_not_exist_is_one_line(world: World) -> None:
+    done = world.felixctl(world.one, "node", "checksystem", "-f", "/nonexistent")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "/nonexistent: [Errno 2] No such file or directory: '/nonexistent'\n"
