@@ -15,6 +15,7 @@ import msgspec
 
 from birdpy.agent import show
 from birdpy.agent.kernel import KernelSync
+from birdpy.agent.metrics import BirdpyMetrics, readiness
 from birdpy.agent.sessions import Announcer, Session
 from birdpy.agent.settings import BirdpySettings
 from birdpy.exabgp import codec
@@ -25,10 +26,13 @@ from libcalico.clock import SystemClock
 from libcalico.model.speaker import SpeakerConfig, decode_speaker_config
 from libcalico.net import Addr
 from libcalico.runtime.control import ControlError, ControlServer
+from libcalico.runtime.health import Reporter
+from libcalico.runtime.http import serve_health
 from libcalico.runtime.logs import configure_logging, get_logger
 from libcalico.runtime.supervise import Program, until_stopped
 
 _END_OF_RIB_AT_THE_LATEST_S = 10.0
+_HEALTH_TIMEOUT_S = 60.0
 
 
 class Daemon:
@@ -52,6 +56,8 @@ class Daemon:
         self.config_error = ""
         self.started_at = self.configured_at = datetime.now(UTC)
         self.bad_lines = 0
+        self.metrics = BirdpyMetrics(self)
+        self._health = Reporter("bgp", _HEALTH_TIMEOUT_S)
 
     async def run(self) -> None:
         """Work until asked to stop; routes stay in the kernel."""
@@ -63,10 +69,13 @@ class Daemon:
         self._log.info("stopped", note="routes stay in the kernel")
 
     async def _work(self) -> None:
-        await self._first_configuration()
-        interval = self.settings.audit_interval_s
-        self.kernel = KernelSync(self.speaker, self._clock, audit_interval_s=interval, kick=self._wake.set)
+        s = self.settings
         async with asyncio.TaskGroup() as tasks:
+            http = serve_health(s.http_host, s.http_port, [self._health], self.metrics.registry)
+            tasks.create_task(http, name="http")
+            await self._first_configuration()
+            kick = self._wake.set
+            self.kernel = KernelSync(self.speaker, self._clock, audit_interval_s=s.audit_interval_s, kick=kick)
             tasks.create_task(self._pipe.run(), name="exabgp-pipe")
             tasks.create_task(self.process.run(), name="exabgp")
             tasks.create_task(self.kernel.watch(), name="watch-kernel")
@@ -74,6 +83,10 @@ class Daemon:
             tasks.create_task(self._think(self.kernel), name="think")
             tasks.create_task(self._reloads(), name="reload")
             tasks.create_task(self._watch_exabgp(), name="watch-exabgp")
+
+    @property
+    def exabgp_connected(self) -> bool:
+        return self._pipe.connected
 
     # --- configuration ----------------------------------------------------------------------------------------------
 
@@ -84,6 +97,7 @@ class Daemon:
                 self.configure()
             except ControlError as why:
                 self._program.status(f"waiting for a configuration: {why}")
+                self._health.report(ready=False, detail="no configuration yet")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._program.reload.wait(), 0.5)
                 self._program.reload.clear()
@@ -210,6 +224,8 @@ class Daemon:
         session = self.sessions[name]
         match event:
             case codec.PeerUpdate():
+                session.updates_received += len(event.announced)
+                session.withdraws_received += len(event.withdrawn)
                 self.speaker.update(name, event.announced, event.withdrawn)
             case codec.PeerSent():
                 self._announcer.sent(name, event.prefixes)
@@ -251,6 +267,7 @@ class Daemon:
         if session.state == "up":
             self._log.warning("peer-down", peer=name, reason=reason, routes_kept_s=keep_s)
             session.since = datetime.now(UTC)
+            session.losses += 1
             self.speaker.peer_down(name, self._clock.monotonic(), keep_s)
         session.state, session.fsm, session.last_error = "start", "Idle", reason
         self._announcer.peer_lost(name)
@@ -269,7 +286,7 @@ class Daemon:
             self.speaker.flush()
             self._announcer.take_changes()
             self._sweep_when_told(kernel, now)
-            await kernel.program()
+            self.metrics.on_pass(self._clock.monotonic() - now, await kernel.program())
             self._report()
             due = [kernel.next_due(), now + 5.0]
             if (tick := self.speaker.next_tick()) is not None:
@@ -295,6 +312,9 @@ class Daemon:
                 session.last_error = f"more than {limit} prefixes: new ones are refused"
                 self._log.error("too-many-prefixes", peer=name, limit=limit, note="new ones are refused, others stay")
             session.limited = bool(refused)
-        up = sum(1 for s in self.sessions.values() if s.state == "up")
+        state = {name: s.state == "up" for name, s in self.sessions.items()}
+        age_s, up = self._clock.monotonic() - self._started, sum(state.values())
+        ready, why = readiness(state, age_s, exabgp=self.exabgp_connected, synchronised=self._swept)
+        self._health.report(ready=ready, detail=why)
         trouble = ", configuration refused" if self.config_error else ""
         self._program.ready(f"{up}/{len(self.sessions)} sessions up, {len(self.speaker.fib)} routes{trouble}")

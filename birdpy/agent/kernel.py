@@ -16,6 +16,7 @@ from libcalico.kernel.monitor import AddressEvent, KernelEvent, KernelMonitor, L
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.net import Addr, Prefix
+from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
 _LINK_LOCAL = (Prefix.parse("fe80::/10"), Prefix.parse("ff00::/8"), Prefix.parse("169.254.0.0/16"))
@@ -174,8 +175,8 @@ class KernelSync:
 
     # --- into the kernel --------------------------------------------------------------------------------------------
 
-    async def program(self) -> None:
-        """Bring the kernel to what the speaker's FIB says."""
+    async def program(self) -> Outcome[RouteKey]:
+        """Bring the kernel to what the speaker's FIB says; returns what was done."""
         now = self._clock.monotonic()
         if now >= self._next_audit:
             self._next_audit = now + self._audit_interval_s
@@ -187,7 +188,7 @@ class KernelSync:
         except KernelError as why:
             self._log.error("kernel-read-failed", reason=str(why))
             self.routes.audit_due = True
-            return
+            return Outcome()
         for key in outcome.drifted:
             self._log.warning("drift-repaired", route=str(key.prefix), metric=key.metric)
         for key, failure in outcome.failed.items():
@@ -197,6 +198,7 @@ class KernelSync:
                 "apply", created=outcome.created, updated=outcome.updated, deleted=outcome.deleted,
                 waiting=len(outcome.waiting), failed=len(outcome.failed),
             )  # fmt: skip
+        return outcome
 
     def _want(self, prefix: Prefix, entry: FibEntry | None) -> None:
         key = RouteKey(prefix, self._table, entry.metric) if entry else None

@@ -38,6 +38,10 @@ class Session:
         self.owes_end_of_rib: set[Family] = set()
         self.unsent: set[Prefix] = set()
         self.end_of_rib_by = 0.0  # at the latest, seconds monotonic
+        self.losses = 0
+        # routes, since birdpy's start
+        self.updates_received = self.withdraws_received = 0
+        self.updates_sent = self.withdraws_sent = 0
 
     def may_end(self, now: float) -> bool:
         """True if an End-of-RIB is owed and may go out."""
@@ -108,6 +112,8 @@ class Announcer:
             session.unsent.difference_update(gone)
             if not await self._pipe.send(commands):
                 return
+            session.updates_sent += len(new)
+            session.withdraws_sent += len(gone)
             for prefix, attributes in pending:
                 session.told.saw(prefix, attributes)
         if session.may_end(self._clock.monotonic()):

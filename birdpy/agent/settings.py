@@ -20,6 +20,8 @@ class BirdpySettings(msgspec.Struct, frozen=True):
         max_prefixes: Most routes taken from one peer, 0: no limit.  Beyond it new ones are refused, and it is said.
         exabgp_silence_s: An ExaBGP that answers nothing for so long hangs, and is replaced.
         audit_interval_s: How often the kernel's routes are read back.
+        http_host: Where /liveness, /readiness and /metrics are served; empty: on all addresses.
+        http_port: And on which port; 0: nowhere.
     """
 
     config_dir: str = "/var/lib/calico/birdpy"
@@ -31,6 +33,8 @@ class BirdpySettings(msgspec.Struct, frozen=True):
     max_prefixes: int = 1_000_000
     exabgp_silence_s: float = 30.0
     audit_interval_s: float = 60.0
+    http_host: str = "localhost"
+    http_port: int = 0
 
     @property
     def control_socket(self) -> Path:

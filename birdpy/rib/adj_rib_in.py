@@ -24,6 +24,7 @@ class AdjRibIn:
         self.accepted: dict[Prefix, dict[Key, Path]] = {}
         self.prefixes_of: Index[str, Prefix] = Index()
         self._raw: dict[str, dict[tuple[Prefix, int], Attributes]] = {}
+        self._rejected: dict[str, set[tuple[Prefix, int]]] = {}
         self._count: dict[str, int] = {}
 
     def paths(self, prefix: Prefix) -> dict[Key, Path]:
@@ -32,6 +33,10 @@ class AdjRibIn:
     def count(self, peer: str) -> int:
         """How many paths of this peer were accepted."""
         return self._count.get(peer, 0)
+
+    def rejected(self, peer: str) -> int:
+        """How many of this peer's paths import policy rejected."""
+        return len(self._rejected.get(peer, ()))
 
     def held(self, peer: str) -> int:
         """How many of this peer's paths take memory, at most."""
@@ -83,6 +88,8 @@ class AdjRibIn:
             self.put(prefix, msgspec.structs.replace(path, peer=new))
         if old in self._raw:
             self._raw[new] = self._raw.pop(old)
+        if old in self._rejected:
+            self._rejected[new] = self._rejected.pop(old)
 
     # --- as it was told ---------------------------------------------------------------------------------------------
 
@@ -91,15 +98,23 @@ class AdjRibIn:
         if accepted == told:
             self.drop_raw(peer, prefix, path_id)
         else:
-            self._raw.setdefault(peer, {})[prefix, path_id] = told
+            key = (prefix, path_id)
+            self._raw.setdefault(peer, {})[key] = told
+            if accepted is None:
+                self._rejected.setdefault(peer, set()).add(key)
+            else:
+                self._rejected.get(peer, set()).discard(key)
 
     def drop_raw(self, peer: str, prefix: Prefix, path_id: int) -> None:
         raw = self._raw.get(peer)
-        if raw is not None and raw.pop((prefix, path_id), None) is not None and not raw:
-            del self._raw[peer]
+        if raw is not None and raw.pop((prefix, path_id), None) is not None:
+            self._rejected.get(peer, set()).discard((prefix, path_id))
+            if not raw:
+                self.forget_raw(peer)
 
     def forget_raw(self, peer: str) -> None:
         self._raw.pop(peer, None)
+        self._rejected.pop(peer, None)
 
     def told(self, peer: str) -> Iterator[tuple[Prefix, int, Attributes]]:
         """All that a peer told and that is not stale, as it told it."""

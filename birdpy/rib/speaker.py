@@ -10,6 +10,7 @@ prefixes touched.  Policy is that of Calico's BIRD templates (docs/internals/bgp
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -86,6 +87,8 @@ class Speaker:
         self.peers: dict[str, PeerState] = {}
         self.loc_rib: dict[Prefix, Decision] = {}
         self.adj_rib_in = AdjRibIn()
+        self.preferred: Counter[str] = Counter()
+        """By peer, to how many prefixes its path is the best of those from BGP."""
         self._local: dict[Prefix, LocalRoute] = {}
         self._kernel: dict[Prefix, LocalRoute] = {}
         self._resolutions: dict[Addr, Resolution] = {}
@@ -353,10 +356,15 @@ class Speaker:
         up = [(name, peer) for name, peer in self.peers.items() if peer.up]
         for prefix in touched:
             decision = self._decide(prefix)
+            old = self.loc_rib.get(prefix)
+            if old is not None and old.best is not None:
+                self.preferred[old.best.peer] -= 1
             if decision is None:
                 self.loc_rib.pop(prefix, None)
             else:
                 self.loc_rib[prefix] = decision
+                if decision.best is not None:
+                    self.preferred[decision.best.peer] += 1
             local = self.local_route(prefix)
             self.fib.set(prefix, self._fib_entry(prefix, decision, local))
             for name, peer in up:
@@ -462,6 +470,11 @@ class Speaker:
     def all_peers_told_everything(self) -> bool:
         """True when every peer is up and has sent its End-of-RIB: what is not in the FIB by now is nobody's."""
         return all(peer.up and peer.end_of_rib >= peer.families for peer in self.peers.values())
+
+    @property
+    def unresolved(self) -> int:
+        """How many next hops the kernel knows no way to."""
+        return sum(1 for addr in self.wanted_next_hops if addr not in self._resolutions)
 
     def paths(self, prefix: Prefix) -> list[Path]:
         """All paths to a prefix."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from confd.agent.metrics import ConfdMetrics
 from confd.agent.settings import ConfdSettings
 from confd.publisher import Publisher, PublishError
 from confd.render import Renderer, RenderError
@@ -18,10 +20,12 @@ from confd.resource import load_resources
 from confd.source import Source
 from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.sync_api import SyncBatch
+from libcalico.runtime.health import Reporter
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program
 
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.5, 30.0
+_HEALTH_TIMEOUT_S = 60.0
 
 
 def hide(text: str, secrets: list[str]) -> str:
@@ -45,6 +49,8 @@ class Confd:
         self.changes = 0
         self.revision = 0
         self.listeners: list[Callable[[SyncBatch], None]] = []
+        self.metrics = ConfdMetrics(self)
+        self.health = Reporter("confd", _HEALTH_TIMEOUT_S)
         self.load_resources()
 
     def load_resources(self) -> None:
@@ -89,6 +95,7 @@ class Confd:
             try:
                 batch = await asyncio.wait_for(self._mailbox.take(), left_s)
             except TimeoutError:
+                self._report()
                 if self.renders and await asyncio.to_thread(self._source.changed_aside):
                     return True
                 if due is not None and loop.time() >= due:
@@ -130,6 +137,7 @@ class Confd:
         if values is None:
             self._tell(f"waiting for {self._source.waiting_for()}")
             return None
+        began = time.perf_counter()
         self.renders += 1
         failures = {k: v for k, v in self.failures.items() if k == "conf.d"}
         for publisher in self._publishers:
@@ -148,9 +156,29 @@ class Confd:
             if self._settings.noop and done.diff:
                 sys.stdout.write(hide(done.diff, self._source.secrets()))
         self.failures = failures
+        self.metrics.render_seconds.observe(time.perf_counter() - began)
+        self._report()
         trouble = f", failed: {', '.join(failures)}" if failures else ""
         self._tell(f"rendered at revision {self.revision}{trouble}", ready=True)
         return not failures
+
+    def _report(self) -> None:
+        """Say how it is: ready once everything was rendered, and as long as nothing fails."""
+        if not self.renders:
+            self.health.report(ready=False, detail=f"waiting for {self._source.waiting_for()}")
+            return
+        detail = "; ".join(f"{name}: {reason}" for name, reason in self.failures.items())
+        self.health.report(ready=not self.failures, detail=detail)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Objects that could not be used: key to reason."""
+        return self._known_problems
+
+    @property
+    def resources(self) -> list[str]:
+        """Names of the template resources."""
+        return [publisher.resource.name for publisher in self._publishers]
 
     def _log_problems(self) -> None:
         problems = dict(self._source.problems())

@@ -110,6 +110,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
     from libcalico.datastore.sync_api import SyncBatch, Update
     from libcalico.datastore.syncer import Syncer
     from libcalico.runtime.control import ControlServer
+    from libcalico.runtime.http import serve_health
     from libcalico.runtime.supervise import until_stopped
 
     mailbox = Mailbox()
@@ -152,6 +153,9 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
         async with asyncio.TaskGroup() as tasks:
             if settings.backend == "calico" and not settings.onetime:
                 tasks.create_task(reporter.run(), name="node-status")
+            if not settings.onetime:
+                http = serve_health(settings.http_host, settings.http_port, [confd.health], confd.metrics.registry)
+                tasks.create_task(http, name="http")
             tasks.create_task(syncer.run(), name="syncer")
             tasks.create_task(render(), name="render")
             tasks.create_task(confd.reloads(program), name="reload")

@@ -26,6 +26,8 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         secrets_dir: Passwords that BGPPeers refer to: ``<secretKeyRef.name>/<secretKeyRef.key>``, one file each.
         exabgp_socket: Where birdpy listens for ExaBGP.
         poll_s: How often files beside the datastore (secrets) are looked at.
+        http_host: Where /liveness, /readiness and /metrics are served; empty: on all addresses.
+        http_port: And on which port; 0: nowhere.
     """
 
     backend: str = "calico"
@@ -41,6 +43,8 @@ class ConfdSettings(msgspec.Struct, frozen=True):
     exabgp_socket: str = "/run/calico/birdpy/exabgp.sock"
     secrets_dir: str = "/etc/calico/bgp-secrets"
     poll_s: float = 2.0
+    http_host: str = "localhost"
+    http_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
     onetime: bool = False

@@ -122,3 +122,37 @@ def test_a_full_disk_is_named_keeps_the_last_good_file_and_stops_no_other(tmp_pa
     assert done.stdout == "good\na\n", "the old file, and nothing half-written beside it"
     assert "No space left" in done.stderr
     assert (tmp_path / "out" / "b").read_text() == "1"
+
+
+async def test_a_failing_resource_shows_in_metrics_and_readiness_until_it_is_mended(tmp_path: Path) -> None:
+    write(tmp_path / "confd", "a", "dest = 'a'", "{{ getv('/a') }}\n")
+    write(tmp_path / "confd", "b", "dest = 'b'", "{{ getv('/b') }}\n")
+    mailbox = Mailbox()
+    confd = Confd(settings(tmp_path), KeySource(), mailbox, None)
+    shown = confd.metrics.registry.get_sample_value
+    assert not confd.health.verdict().ready, "nothing is rendered yet"
+    task = asyncio.create_task(confd.run())
+    try:
+        mailbox.put(SyncBatch([Update("/a", b"one", 1)], 1, in_sync=True))
+        await wait_for(tmp_path / "out" / "a", "one")
+        async with asyncio.timeout(5):
+            while not confd.failures:
+                await asyncio.sleep(0.01)
+        verdict = confd.health.verdict()
+        assert verdict.live
+        assert not verdict.ready
+        assert "/b" in verdict.detail
+        assert shown("confd_resource_failing", {"resource": "b"}) == 1
+        assert shown("confd_resource_failing", {"resource": "a"}) == 0
+        mailbox.put(SyncBatch([Update("/b", b"two", 2)], 2, in_sync=True))
+        async with asyncio.timeout(5):
+            while not confd.health.verdict().ready:
+                await asyncio.sleep(0.01)
+        assert shown("confd_resource_failing", {"resource": "b"}) == 0
+        assert shown("confd_published_total") == 2
+        assert shown("confd_revision") == 2
+        assert shown("confd_render_time_seconds_count") == confd.renders
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
