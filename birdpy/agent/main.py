@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from birdpy.agent import show
 from birdpy.agent.settings import BirdpySettings
 from libcalico.runtime.control import ControlError, call
 from libcalico.runtime.settings import ConfigError
@@ -70,6 +69,8 @@ async def _ask(settings: BirdpySettings, args: argparse.Namespace) -> int:
     if args.command == "configure":
         print(await call(settings.control_socket, "configure", timeout_s=30))
         return 0
+    from birdpy.agent import show  # confd waits for `birdpy configure`, which needs none of it
+
     asked, *words = args.what
     what = {"neighbors": "protocols", "protocol": "protocols", "routes": "route"}.get(asked, asked)
     if what not in {"status", "protocols", "route"}:

@@ -17,8 +17,8 @@ import msgspec
 
 from birdpy.rib.adj_rib_in import AdjRibIn, Key
 from birdpy.rib.decision import Candidate, Decision, decide
-from birdpy.rib.export import ExportPolicy, ExportTarget, RouteSource, compile_filters, prefers_local
-from birdpy.rib.filters import CompiledRule, Subject, compile_rules, judge
+from birdpy.rib.export import ExportPolicy, RouteSource, prefers_local
+from birdpy.rib.filters import Subject, judge
 from birdpy.rib.path import (
     DEFAULT_LOCAL_PREF,
     MAX_PRIORITY,
@@ -30,46 +30,13 @@ from birdpy.rib.path import (
     Path,
     Resolution,
 )
-from libcalico.model.speaker import Peer, PoolPolicy, SpeakerConfig
+from birdpy.rib.peer_state import Offer, PeerState
+from libcalico.model.speaker import PoolPolicy, SpeakerConfig
 from libcalico.net import IPV4, Addr, Family, InterfaceAddr, Prefix
 from libcalico.reconcile import Index, Table
 
 Announcement = tuple[Prefix, int, Attributes]  # prefix, path id, attributes
 IPIP_DEVICE = "tunl0"
-
-
-class PeerState:
-    """What is known of one peer."""
-
-    def __init__(self, config: Peer) -> None:
-        self.config = config
-        self.target = ExportTarget(config, compile_filters(config, compile_rules))
-        self.address = Addr.parse(config.address)
-        self.up = False
-        self.router_id = 0
-        self.families: frozenset[Family] = frozenset((self.address.family,))
-        self.stale_until: float | None = None
-        self.end_of_rib: set[Family] = set()
-        self.refused = 0
-        """Routes that ``max_prefixes`` kept out since the session came up."""
-
-    def take(self, fresh: PeerState) -> None:
-        """Take a new configuration."""
-        self.config, self.target, self.address = fresh.config, fresh.target, fresh.address
-
-    @property
-    def filters(self) -> dict[str, tuple[CompiledRule, ...]]:
-        return self.target.filters
-
-    @property
-    def ebgp(self) -> bool:
-        return self.target.ebgp
-
-    @property
-    def import_policy(self) -> tuple[object, ...]:
-        """What decides of a route from this peer; when it changes, what is held is judged again."""
-        c = self.config
-        return c.filters.import_v4, c.filters.import_v6, c.allow_local_as, c.local_as, c.as_number
 
 
 class SpeakerError(ValueError):
@@ -188,7 +155,7 @@ class Speaker:
         peer = self.peers.get(name)
         if peer is None:
             return
-        peer.up, peer.router_id, peer.families = True, router_id, frozenset(families)
+        peer.come_up(router_id, families)
         peer.end_of_rib.clear()
         peer.refused = 0
         self._touch_everything()
@@ -353,7 +320,10 @@ class Speaker:
     def flush(self) -> None:
         """Decide every touched prefix again and bring the tables up to date."""
         touched, self._touched = self._touched, {}
-        up = [(name, peer) for name, peer in self.peers.items() if peer.up]
+        groups: dict[bytes, list[tuple[PeerState, Table[Prefix, Attributes]]]] = {}
+        for name, peer in self.peers.items():
+            if peer.up:
+                groups.setdefault(peer.group, []).append((peer, self.adj_rib_out[name]))
         for prefix in touched:
             decision = self._decide(prefix)
             old = self.loc_rib.get(prefix)
@@ -367,8 +337,14 @@ class Speaker:
                     self.preferred[decision.best.peer] += 1
             local = self.local_route(prefix)
             self.fib.set(prefix, self._fib_entry(prefix, decision, local))
-            for name, peer in up:
-                self.adj_rib_out[name].set(prefix, self._export(peer, prefix, decision, local))
+            offer = self._offer(decision, local)
+            for members in groups.values():
+                attributes = self._export(members[0][0], prefix, offer)
+                for peer, table in members:
+                    if attributes is None or (offer is not None and offer.source is peer):
+                        table.discard(prefix)
+                    else:
+                        table.put(prefix, attributes)
 
     def _decide(self, prefix: Prefix) -> Decision | None:
         paths = self.adj_rib_in.paths(prefix)
@@ -445,25 +421,25 @@ class Speaker:
                 return pool, pool.program
         return None, self.config.program_unpooled
 
-    def _export(
-        self, peer: PeerState, prefix: Prefix, decision: Decision | None, local: LocalRoute | None
-    ) -> Attributes | None:
-        """What this peer shall be told of a prefix; None: nothing."""
-        if prefix.family not in peer.families:
-            return None
+    def _offer(self, decision: Decision | None, local: LocalRoute | None) -> Offer | None:
+        """What there is to tell of a prefix, whoever is told."""
         best = decision.best if decision is not None else None
         if local is not None and (prefers_local(local) or best is None):
-            attributes = Attributes(local_pref=MAX_PRIORITY - local.priority)
-            return self._policy.export(peer.target, prefix, attributes, local.interface, local, None)
+            return Offer(Attributes(local_pref=MAX_PRIORITY - local.priority), local.interface, local)
         if best is None:
             return None
         source = self.peers[best.peer]
-        if source is peer:
-            return None
         resolution = self.resolution_of(best)
         told_by = RouteSource(source.ebgp, source.config.rr_client, source.router_id)
-        interface = resolution.dev if resolution is not None else ""
-        return self._policy.export(peer.target, prefix, best.attributes, interface, None, told_by)
+        return Offer(best.attributes, resolution.dev if resolution is not None else "", None, source, told_by)
+
+    def _export(self, peer: PeerState, prefix: Prefix, offer: Offer | None) -> Attributes | None:
+        """What this peer, and its group, shall be told of a prefix; None: nothing."""
+        if offer is None or prefix.family not in peer.families:
+            return None
+        return self._policy.export(
+            peer.target, prefix, offer.attributes, offer.interface, offer.local, offer.told_by
+        )  # fmt: skip
 
     # --- for display and start-up -----------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from confd.agent.check_speaker import check_speaker
 from confd.agent.settings import ConfdSettings
-from libcalico.model.speaker import decode_speaker_config
 from libcalico.runtime.control import ControlError, call
 from libcalico.runtime.nodename import node_name
 from libcalico.runtime.settings import ConfigError
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 done, 1 a resource failed, 78 bad settings."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["check-speaker"] and len(argv) == 2:
-        return _check_speaker(Path(argv[1]))
+        return check_speaker(Path(argv[1]))
     args = _parser().parse_args([] if argv[:1] == ["status"] else argv)
     overrides = {
         name: getattr(args, name)
@@ -78,15 +78,6 @@ def main(argv: list[str] | None = None) -> int:
 
     code = run_program("confd", work)
     return code or (failed[0] if failed else 0)
-
-
-def _check_speaker(path: Path) -> int:
-    try:
-        decode_speaker_config(path.read_bytes())
-    except (OSError, ValueError) as why:
-        sys.stderr.write(f"{path}: {why}\n")
-        return EX_FAILURE
-    return 0
 
 
 def _status(settings: ConfdSettings) -> int:

@@ -160,3 +160,26 @@ def test_a_renamed_peer_keeps_all_it_told() -> None:
     made.peer_down("Global_tor", 0.0)
     made.flush()
     assert len(made.fib) == 0
+
+
+def test_of_peers_that_are_alike_each_is_told_what_the_others_said_and_not_what_it_said_itself() -> None:
+    tors = [Peer(f"tor{n}", f"172.31.1.{n}", 64700, 64512, allow_local_as=1) for n in (1, 2, 3)]
+    made = speaker(msgspec.structs.replace(BASE, peers=tors))
+    for name in ("tor1", "tor2", "tor3"):
+        made.peer_up(name, 1, (IPV4,))
+    learn(made, "tor2", "10.65.3.0/26", "172.31.1.1", 64700)
+    assert ["10.65.3.0/26" in out(made, name) for name in ("tor1", "tor2", "tor3")] == [True, False, True]
+    learn(made, "tor1", "10.65.3.0/26", "172.31.1.1")
+    assert ["10.65.3.0/26" in out(made, name) for name in ("tor1", "tor2", "tor3")] == [False, True, True]
+
+
+def test_a_peer_whose_policy_becomes_another_is_told_otherwise_than_those_it_was_alike_before() -> None:
+    reject = PeerFilters(export_v4=[FilterRule("Reject")])
+    made = speaker()
+    alike = [Peer(f"mesh{n}", f"172.31.1.{n}", 64512, 64512) for n in (31, 32)]
+    for peers, told in ((alike, True), ([alike[0], msgspec.structs.replace(alike[1], filters=reject)], False)):
+        made.configure(msgspec.structs.replace(BASE, peers=peers))
+        for peer in peers:
+            made.peer_up(peer.name, 1, (IPV4,))
+        assert "10.65.1.0/26" in out(made, "mesh31")
+        assert ("10.65.1.0/26" in out(made, "mesh32")) is told
