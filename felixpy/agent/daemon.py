@@ -20,10 +20,12 @@ import msgspec
 from felixpy.agent.dataplane import Dataplane
 from felixpy.agent.hits import read_hits
 from felixpy.agent.http import HttpServers
+from felixpy.agent.ipam_collector import IpamCollector
 from felixpy.agent.metrics import AgentMetrics
 from felixpy.agent.mtu_file import MtuFile
 from felixpy.agent.settings import AgentSettings
 from felixpy.agent.status import StatusReporter
+from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
@@ -63,6 +65,8 @@ class Agent:
         self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s, observer=self.metrics)
         self._health = Reporter("dataplane", timeout_s=60.0)
         self._mtu_file = MtuFile(settings.mtu_file)
+        self._tunnel_addresses = TunnelAddresses(store, self._clock, self.node)
+        self._collector = IpamCollector(store, self.node, self.metrics.registry)
         self._http = HttpServers(self._config, self._health, self.metrics.registry)
         self._reporter = StatusReporter(
             store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
@@ -99,6 +103,10 @@ class Agent:
             tasks.create_task(self._http.run(), name="http")
             tasks.create_task(self._read_hits(), name="hits")
             tasks.create_task(self._follow(), name="follow")
+            if self._settings.tunnel_addresses:
+                tasks.create_task(self._tunnel_addresses.run(), name="tunnel-addresses")
+            if self._settings.ipam_collector:
+                tasks.create_task(self._collector.run(), name="ipam-collector")
 
     def _close_until_known(self) -> None:
         """No former run's policy: put up the dispatch with nothing in it, which drops."""
@@ -174,6 +182,7 @@ class Agent:
         A value that trips over a fault of ours must not stop this agent, and with it every agent of the cluster, again
         and again at every start: it counts as absent, and is named.
         """
+        self._tunnel_addresses.on_update(update.key, update.value)
         try:
             self.graph.on_update(update.key, update.value, update.mod_revision)
         except Exception as why:
@@ -214,6 +223,7 @@ class Agent:
         found = {f"nft {name}": str(why) for name, why in self.dataplane.nft.problems.items()}
         found |= {f"route {key.prefix}": str(why) for key, why in self.dataplane.routes.problems.items()}
         found |= {f"tunnel {name}": str(why) for name, why in self.dataplane.tunnels.problems.items()}
+        found |= {f"tunnel address {kind}": why for kind, why in self._tunnel_addresses.failures.items()}
         return found
 
     def _interface_is_up(self, name: str) -> bool:

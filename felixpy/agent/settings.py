@@ -18,6 +18,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         audit_interval_s: How often all kernel state is read back.
         status_interval_s: At most this often is status written to the datastore.
         lease_ttl_s: How long a dead node's status stays.
+        tunnel_addresses: Take this node's tunnel addresses from IPAM and write them into its Node.
         mtu_file: Where the MTU for new pods is written for the CNI plugin; empty: nowhere.
         ipam_collector: Take part in collecting addresses that nobody needs any more; one agent of the cluster does it.
     """
@@ -29,6 +30,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     audit_interval_s: float = 60.0
     status_interval_s: float = 0.5
     lease_ttl_s: int = 30
+    tunnel_addresses: bool = True
     mtu_file: str = "/var/lib/calico/mtu"
     ipam_collector: bool = True
 
