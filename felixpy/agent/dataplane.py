@@ -12,6 +12,7 @@ import random
 import time
 from typing import Any, Protocol
 
+from felixpy.agent.handover import Handover
 from felixpy.calc.interfaces import Interface
 from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
@@ -72,6 +73,7 @@ class Dataplane:
         audit_interval_s: float,
         most_pause_s: float = MOST_PAUSE_S,
         observer: Observer | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self.prefixes = interface_prefixes
         self.applied_revision = 0
@@ -79,6 +81,7 @@ class Dataplane:
         self._clock, self._audit_interval_s, self._most_pause_s = clock, audit_interval_s, most_pause_s
         self._log = get_logger("dataplane")
         self._observer = observer
+        self._handover = handover or Handover()
         self._sock = RtnlSocket()
         self._nft_ops: NftOps = open_nft()
         self._routes_sock = RtnlSocket()
@@ -111,6 +114,15 @@ class Dataplane:
 
     def want(self, delta: DataplaneDelta, revision: int) -> None:
         """Take a change of the desired state; it stands for the datastore at ``revision``."""
+        if self._in_sync:  # at a start all is new at once, and what stood is still there
+            now = self._clock.monotonic()
+            self._handover.on_tunnels(delta.tunnels, now)
+            self._handover.take(delta, self.routes.fib.wanted, self._leads_away, now)
+        self._want_parts(delta)
+        self._wanted_revision = revision
+        self._wake.set()
+
+    def _want_parts(self, delta: DataplaneDelta) -> None:
         delta.tell_nft(self.nft)
         for key, route in delta.routes.items():
             self._cut_flows(self.routes.fib.wanted(key), route)
@@ -125,8 +137,6 @@ class Dataplane:
             self.sysctls.want(sysctl, value)
         for interface, limits in delta.bandwidth.items():
             self.bandwidth.want(interface, limits)
-        self._wanted_revision = revision
-        self._wake.set()
 
     def _cut_flows(self, old: Route | None, new: Route | None) -> None:
         """An address that leads elsewhere from now on, or nowhere, leaves its old flows behind."""
@@ -205,7 +215,8 @@ class Dataplane:
         now = self._clock.monotonic()
         if not self._next_audit:
             self._plan_audit(now)
-        due = [d for phase in self._phases if (d := phase.next_due()) is not None]
+        dues = [*(phase.next_due() for phase in self._phases), self._handover.next_due()]
+        due = [at for at in dues if at is not None]
         timeout = max(0.0, min([self._next_audit, now + self._most_pause_s, *due]) - now)
         try:
             await asyncio.wait_for(self._wake.wait(), timeout)
@@ -223,6 +234,7 @@ class Dataplane:
             self._plan_audit(now)
             for phase in self._phases:
                 phase.audit_due = True
+        self._want_parts(self._handover.release(now))
         revision = self._wanted_revision
         total: Outcome[Any] = Outcome()
         for phase in self._phases:
@@ -335,6 +347,10 @@ class Dataplane:
     def _leads_to_workload(self, route: Route) -> bool:
         hops = route.next_hops
         return bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
+
+    def _leads_away(self, route: Route) -> bool:
+        """To another node."""
+        return bool(route.next_hops) and not self._leads_to_workload(route)
 
     def _route_is_ours(self, route: Route) -> bool:
         """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""

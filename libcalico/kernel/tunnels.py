@@ -175,11 +175,12 @@ class TunnelReconciler:
             requests.append(rtnl.link_mtu_request(link.index, tunnel.mtu_bytes))
         standing = found.addresses if found is not None else []
         wanted, length = tunnel.address, tunnel.address.family.bits
+        # the new one first: with its last address an interface loses all its routes and neighbours
+        if not any((a.addr, a.length) == (wanted, length) for a in standing):
+            requests.append(rtnl_tunnels.address_request(link.index, wanted, length, add=True))
         for address in standing:
             if (address.addr, address.length) != (wanted, length) and not _kernels_own(address.addr):
                 requests.append(rtnl_tunnels.address_request(link.index, address.addr, address.length, add=False))
-        if not any((a.addr, a.length) == (wanted, length) for a in standing):
-            requests.append(rtnl_tunnels.address_request(link.index, wanted, length, add=True))
         if not link.is_up:
             requests.append(rtnl.link_up_request(link.index, up=True))
         await self._run(*requests)

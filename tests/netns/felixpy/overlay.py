@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from felixpy.agent.dataplane import Dataplane
+from felixpy.agent.handover import Handover
 from felixpy.calc.graph import CalcGraph
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
@@ -64,7 +65,7 @@ class OverlayNode:
         self._loop = asyncio.get_running_loop()
         self.graph = CalcGraph(self.name)
         self.renderer = Renderer(self.graph)
-        self.dataplane = Dataplane(SystemClock(), ("cali",), audit_interval_s=3600.0)
+        self.dataplane = Dataplane(SystemClock(), ("cali",), audit_interval_s=3600.0, handover=Handover(0.2, 0.05))
         await self.dataplane.first_look()
         tasks = [
             asyncio.create_task(work)

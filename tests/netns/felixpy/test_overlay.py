@@ -215,6 +215,7 @@ def test_nothing_is_left_of_a_node_that_went(net: OverlayNet) -> None:
     ns = net.nodes[1].ns
     assert "198.51.100.3" in ns.run("bridge", "fdb", "show", "dev", VXLAN_V4)
     net.tell({f"{R}nodes/node3": None})
+    net.nodes[1].settled(lambda: "10.65.3.0/26" not in routes(ns))
     assert "198.51.100.3" not in ns.run("bridge", "fdb", "show", "dev", VXLAN_V4)
     assert ns.run("ip", "neighbour", "show", "10.65.3.62") == ""
     assert net.ping(net.nodes[1].pod, "10.65.2.1")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from libcalico.dataplane.routes import Neighbour
@@ -117,7 +118,7 @@ def test_a_device_of_a_former_run_with_other_values_is_made_anew(ns: Namespace, 
         return data["id"], data["port"], data["local"]
 
     async def work(kit: Kit) -> None:
-        await kit.bring(VxlanDevice(**{name: getattr(DEVICE, name) for name in DEVICE.__struct_fields__} | other))
+        await kit.bring(msgspec.structs.replace(DEVICE, **other))
         assert values() != (4096, 4789, "192.0.2.1")
         outcome = await Kit().bring(DEVICE)
         assert outcome.created == 1
@@ -157,6 +158,19 @@ def test_a_device_wanted_again_in_time_is_never_interrupted(ns: Namespace) -> No
         assert shown(ns, VXLAN_V4)["ifindex"] == index
 
     inside(ns, work)
+
+
+def test_a_device_keeps_its_routes_and_neighbours_when_its_address_changes(ns: Namespace) -> None:
+    async def work(kit: Kit) -> None:
+        await kit.bring(DEVICE)
+        ns.run("ip", "neighbour", "add", "10.65.2.62", "lladdr", str(MAC), "dev", VXLAN_V4, "nud", "permanent")
+        ns.run("ip", "route", "add", "10.65.2.0/26", "via", "10.65.2.62", "dev", VXLAN_V4, "onlink")
+        await kit.bring(msgspec.structs.replace(DEVICE, address=Addr.parse("10.65.0.9")))
+
+    inside(ns, work)
+    assert addresses(ns, VXLAN_V4) == {"10.65.0.9/32"}
+    assert "10.65.2.62" in ns.run("ip", "route", "show", "10.65.2.0/26")
+    assert str(MAC) in ns.run("ip", "neighbour", "show", "10.65.2.62")
 
 
 def test_a_device_waits_for_the_interface_it_stands_on(ns: Namespace) -> None:

@@ -1,9 +1,12 @@
-"""The BGP labs of containerlab/: each comes up as its expect.yml says, on its own, in network namespaces."""
+"""The labs of containerlab/: each comes up as its expect.yml says, on its own, in network namespaces."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from lab.runner import Lab
 ROOT = Path(__file__).parents[3] / "containerlab"
 NEEDS = {
     "bird-node": "bird", "two-route-reflectors": "etcd", "tor-per-rack": "/usr/lib/frr/bgpd", "dual-stack": "bird",
-    "interop": "gobgpd",
+    "interop": "gobgpd", "vxlan-crosssubnet": "etcd",
 }  # fmt: skip
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -82,3 +85,38 @@ def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
         conf = "/var/lib/calico/birdpy/exabgp.conf"
         assert lab.node("node1").run(["stat", "-c", "%a", conf]).stdout.strip() == "600"
         assert "fr-s3cret" not in lab.node("node1").run(["ps", "-e", "-o", "args"]).stdout
+
+
+def test_vxlan_across_a_router_bgp_beside_it_and_a_change_of_mode_under_traffic() -> None:
+    with running("vxlan-crosssubnet") as (lab, expect):
+        wait_for_pings(lab, expect)
+        assert lab.node("node1").run(["cat", "/var/lib/calico/mtu"]).stdout == "1450"
+        traffic = (
+            "ping -q -i 0.01 -w 60 10.65.2.1 & until [ -e /run/enough ]; do sleep 0.1; done; kill -INT $!; wait $!"
+        )
+        with ThreadPoolExecutor(1) as pool:
+            node = lab.node("node1")
+            pinging = pool.submit(lambda: node.run(["sh", "-c", traffic], netns="pod1", timeout=70).stdout)
+            try:
+                for mode in ("Never", "Always", "CrossSubnet"):
+                    switch(lab, mode)
+            finally:
+                node.run(["touch", "/run/enough"])
+            sent, received = map(int, re.findall(r"(\d+)(?: packets transmitted| received)", pinging.result()))
+        assert sent > 100
+        assert received >= 0.99 * sent
+
+
+def switch(lab: Lab, mode: str) -> None:
+    """Change the pool's mode; return when node1 has the route that comes of it."""
+    spec = {"cidr": "10.65.0.0/16", "vxlanMode": mode, "natOutgoing": True}
+    key = "/calico/resources/v3/projectcalico.org/ippools/pods"
+    lab.node("hub").run(["etcdctl", "put", key, json.dumps({"spec": spec})])
+    by = {"Never": "proto bird", "CrossSubnet": "dev eth1 proto 80", "Always": "dev vxlan.calico"}[mode]
+    route = ["ip", "route", "show", "10.65.2.0/26"]
+
+    def missing() -> str:
+        shown = lab.node("node1").run(route).stdout
+        return "" if by in shown and (mode != "Never" or "proto 80" not in shown) else shown or "no route"
+
+    ex.until(mode, missing, 15)
