@@ -23,6 +23,7 @@ from felixpy.agent.http import HttpServers
 from felixpy.agent.ipam_collector import IpamCollector
 from felixpy.agent.metrics import AgentMetrics
 from felixpy.agent.mtu_file import MtuFile
+from felixpy.agent.public_keys import PublicKeys
 from felixpy.agent.settings import AgentSettings
 from felixpy.agent.status import StatusReporter
 from felixpy.agent.tunnel_addresses import TunnelAddresses
@@ -63,6 +64,7 @@ class Agent:
         prefixes = self._config().interface_prefixes
         self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision)
         self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s, observer=self.metrics)
+        self._public_keys = PublicKeys(store, self.node, self.dataplane, self.graph.routing.wireguard)
         self._health = Reporter("dataplane", timeout_s=60.0)
         self._mtu_file = MtuFile(settings.mtu_file)
         self._tunnel_addresses = TunnelAddresses(store, self._clock, self.node)
@@ -103,6 +105,7 @@ class Agent:
             tasks.create_task(self._http.run(), name="http")
             tasks.create_task(self._read_hits(), name="hits")
             tasks.create_task(self._follow(), name="follow")
+            tasks.create_task(self._public_keys.run(), name="public-keys")
             if self._settings.tunnel_addresses:
                 tasks.create_task(self._tunnel_addresses.run(), name="tunnel-addresses")
             if self._settings.ipam_collector:
@@ -148,6 +151,8 @@ class Agent:
         """Hand what the tables say now to the kernel side."""
         self.graph.flush()
         self.dataplane.prefixes = self._config().interface_prefixes
+        wireguard = self.graph.routing.wireguard
+        self.dataplane.own(wireguard.tables, wireguard.names)
         self._http.kick()
         self._mtu_file.say(self.graph.routing.pod_mtu_bytes)
         self.dataplane.want(self._renderer.render(), self.graph.revision)
@@ -223,6 +228,7 @@ class Agent:
         found = {f"nft {name}": str(why) for name, why in self.dataplane.nft.problems.items()}
         found |= {f"route {key.prefix}": str(why) for key, why in self.dataplane.routes.problems.items()}
         found |= {f"tunnel {name}": str(why) for name, why in self.dataplane.tunnels.problems.items()}
+        found |= {f"wireguard {name}": str(why) for name, why in self.dataplane.wireguard.problems.items()}
         found |= {f"tunnel address {kind}": why for kind, why in self._tunnel_addresses.failures.items()}
         return found
 

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 
 from felixpy.agent.handover import Handover
 from felixpy.calc.interfaces import Interface
+from felixpy.calc.wireguard import MARK
 from felixpy.render.delta import DataplaneDelta
 from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import MAIN_TABLE, Route, RouteProtocol
 from libcalico.dataplane.ruleset import Chain, Rule
 from libcalico.dataplane.tunnels import VXLAN_NAMES
+from libcalico.dataplane.wireguard import PolicyRule
 from libcalico.kernel.bandwidth import BandwidthReconciler
 from libcalico.kernel.conntrack import FlowCutter, open_conntrack_socket
 from libcalico.kernel.errors import KernelError
@@ -29,10 +31,13 @@ from libcalico.kernel.neighbours import FdbReconciler, NeighbourReconciler
 from libcalico.kernel.nft import THREAD_NAME, NftOps, open_nft
 from libcalico.kernel.nft_monitor import NftMonitor
 from libcalico.kernel.nft_reconciler import NftReconciler, drop_all
+from libcalico.kernel.policy_rules import RuleReconciler
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
 from libcalico.kernel.tunnels import TunnelReconciler
+from libcalico.kernel.wireguard import WireguardReconciler
+from libcalico.kernel.wireguard_wire import open_wireguard_socket
 from libcalico.net import Addr
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
@@ -87,21 +92,27 @@ class Dataplane:
         self._routes_sock = RtnlSocket()
         self._addresses_sock = RtnlSocket()
         protocols = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
-        self.routes = RouteReconciler(
-            NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols), self._route_is_ours
-        )
+        self._route_ops = NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols)
+        self.routes = RouteReconciler(self._route_ops, self._route_is_ours)
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.tunnels = TunnelReconciler(self._sock, self.links)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._has_neighbours_of_ours)
         self.fdb = FdbReconciler(self._sock, self.links, VXLAN_NAMES.__contains__)
+        self._generic_sock = open_wireguard_socket()
+        self.public_keys: dict[str, bytes] = {}
+        self._keys_moved = asyncio.Event()
+        self.wireguard = WireguardReconciler(self._sock, self._generic_sock, self.links, self._on_key)
+        self.rules = RuleReconciler(self._sock, self._rule_is_ours)
         self.sysctls = SysctlReconciler()
         self.bandwidth = BandwidthReconciler(self.links, self._is_workload_interface)
         self._flows_sock = open_conntrack_socket()
         self.flows = FlowCutter(self._flows_sock)
         # Flows of a gone owner are cut when policy has closed its interface, and before a new owner has a route.
-        # Tunnels come after the rules that say who may send to them.
+        # Tunnels come after the rules that say who may send to them, and the rule that sends packets to the routes of
+        # WireGuard comes after these.
         self._phases: tuple[Reconciler, ...] = (
-            self.sysctls, self.bandwidth, self.nft, self.flows, self.tunnels, self.neighbours, self.fdb, self.routes,
+            self.sysctls, self.bandwidth, self.nft, self.flows, self.tunnels, self.neighbours, self.fdb, self.wireguard,
+            self.routes, self.rules,
         )  # fmt: skip
         self._wake = asyncio.Event()
         self._interfaces_moved = asyncio.Event()
@@ -133,6 +144,12 @@ class Dataplane:
             self.tunnels.want(name, tunnel)
         for entry, present in delta.fdb.items():
             self.fdb.want(entry, present)
+        for name, device in delta.wireguard.items():
+            self.wireguard.want(name, device)
+        for peer_key, peer in delta.wireguard_peers.items():
+            self.wireguard.want_peer(peer_key, peer)
+        for rule, present in delta.rules.items():
+            self.rules.want(rule, present)
         for sysctl, value in delta.sysctls.items():
             self.sysctls.want(sysctl, value)
         for interface, limits in delta.bandwidth.items():
@@ -185,6 +202,21 @@ class Dataplane:
         await self._interfaces_moved.wait()
         self._interfaces_moved.clear()
 
+    async def keys_moved(self) -> None:
+        """Wait until a WireGuard device has another public key, or none."""
+        await self._keys_moved.wait()
+        self._keys_moved.clear()
+
+    def _on_key(self, name: str, key: bytes) -> None:
+        if self.public_keys.get(name) != key:
+            self.public_keys[name] = key
+            self._keys_moved.set()
+
+    def own(self, tables: tuple[int, ...], wireguard_names: tuple[str, ...]) -> None:
+        """Routing tables that are ours beside the main one, and names of WireGuard devices."""
+        self._route_ops.tables = (MAIN_TABLE, *tables)
+        self.wireguard.own(wireguard_names)
+
     @property
     def has_former_policy(self) -> bool:
         """True if a former run's table was found."""
@@ -210,6 +242,7 @@ class Dataplane:
             self._routes_sock.close()
             self._addresses_sock.close()
             self._flows_sock.close()
+            self._generic_sock.close()
 
     async def _sleep(self) -> None:
         now = self._clock.monotonic()
@@ -348,9 +381,13 @@ class Dataplane:
         hops = route.next_hops
         return bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
 
+    def _rule_is_ours(self, rule: PolicyRule) -> bool:
+        return rule.not_mark == MARK and rule.table in self._route_ops.tables
+
     def _leads_away(self, route: Route) -> bool:
         """To another node."""
-        return bool(route.next_hops) and not self._leads_to_workload(route)
+        in_main = route.key.table == MAIN_TABLE
+        return in_main and bool(route.next_hops) and not self._leads_to_workload(route)
 
     def _route_is_ours(self, route: Route) -> bool:
         """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""

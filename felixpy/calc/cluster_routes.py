@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -16,7 +16,7 @@ from libcalico.net import IPV4, Addr, Prefix
 from libcalico.reconcile import Index
 
 _BLACKHOLE_METRIC = 1024
-_CLASSES = tuple(c for c in RouteClass if c is not RouteClass.LOCAL_WORKLOAD)
+_CLASSES = tuple(c for c in RouteClass if c not in {RouteClass.LOCAL_WORKLOAD, RouteClass.WIREGUARD})
 
 
 class ClusterRouteSettings(msgspec.Struct, frozen=True):
@@ -43,7 +43,7 @@ class ClusterRoutes:
     """Route other nodes' blocks, and addresses that they borrowed; blackhole the rest of our own blocks.
 
     Reads:    pools, nodes, blocks, settings.
-    Writes:   the classes of ``RouteBook`` beyond local workloads.
+    Writes:   the classes of ``RouteBook`` beyond local workloads; tells ``on_owner`` which node a prefix is on.
     Missing:  a block whose node is unknown, lies in no pool, or has no tunnel address while it needs one, has no route
               (another's may stand: that of BGP).  While no interface has this node's address no route is direct;
               CrossSubnet goes through the tunnel then, if that still stands.
@@ -52,8 +52,10 @@ class ClusterRoutes:
     Source: felix/calc/l3_route_resolver.go, felix/dataplane/linux/route_mgr.go, vxlan_mgr.go and ipip_mgr.go.
     """
 
-    def __init__(self, node: str, book: RouteBook, pools: PoolIndex) -> None:
-        self._node, self._book, self._pools = node, book, pools
+    def __init__(
+        self, node: str, book: RouteBook, pools: PoolIndex, on_owner: Callable[[Prefix, str | None], None]
+    ) -> None:
+        self._node, self._book, self._pools, self._on_owner = node, book, pools, on_owner
         self._settings = ClusterRouteSettings()
         self._nodes: dict[str, NodeNets] = {}
         self._hosts: Index[Addr, str] = Index()
@@ -108,6 +110,7 @@ class ClusterRoutes:
         """Bring the book up to date."""
         dirty, self._dirty = self._dirty, {}
         for prefix in dirty:
+            self._on_owner(prefix, self._owner(prefix))
             found = self._resolve(prefix)
             for route_class in _CLASSES:
                 if found is None or found[0] is not route_class:
@@ -133,13 +136,17 @@ class ClusterRoutes:
         if prefix in self._claimed:
             self._dirty[prefix] = None
 
+    def _owner(self, prefix: Prefix) -> str | None:
+        """The node that a prefix is on; of several that say so the source with the least name counts."""
+        sources = self._claimed.get(prefix)
+        return sources[min(sources)] if sources else None
+
     # --- one prefix -------------------------------------------------------------------------------------------------
 
     def _resolve(self, prefix: Prefix) -> tuple[RouteClass, Route] | None:
-        sources = self._claimed.get(prefix)
-        if not sources:
+        owner = self._owner(prefix)
+        if owner is None:
             return None
-        owner = sources[min(sources)]
         if owner == self._node:
             return None if prefix.is_host else (RouteClass.BLACKHOLE, self._blackhole(prefix))
         nets, mode = self._nodes.get(owner), self._pools.find(prefix)

@@ -13,8 +13,16 @@ from typing import Any
 
 import msgspec
 
+from felixpy.calc.config_routing import (
+    PROGRAMS,
+    WIREGUARD_FIELDS,
+    WireguardConfig,
+    convert_routing,
+    convert_wireguard,
+)
+from felixpy.calc.config_values import as_bool, as_int
 from libcalico.model.resources import FelixConfigurationSpec, ProtoPort
-from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
+from libcalico.net import Addr, Prefix
 
 
 class Failsafe(msgspec.Struct, frozen=True, order=True):
@@ -35,12 +43,6 @@ FAILSAFE_OUT = _failsafes(_CLUSTER_PORTS, (53, 67))
 
 
 MTU_IFACE_PATTERN = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"
-_PROGRAMS = {  # programClusterRoutes: (IP-in-IP pools, pools without encapsulation)
-    "Enabled": (True, True),
-    "Disabled": (False, False),
-    "EnabledIPIPOnly": (True, False),
-    "EnabledNoEncapOnly": (False, True),
-}
 
 
 class FelixConfig(msgspec.Struct, frozen=True):
@@ -87,6 +89,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     device_route_source: Addr | None = None
     device_route_source_v6: Addr | None = None
     service_loop_prevention: str = "Drop"
+    wireguard: WireguardConfig = WireguardConfig()
     health_enabled: bool = False
     health_host: str = "localhost"
     health_port: int = 9099
@@ -119,6 +122,7 @@ def resolve_config(
     """Merge the layers for one node; pure."""
     problems: list[ConfigProblem] = []
     values: dict[str, Any] = {}
+    wireguard: dict[str, Any] = {}
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("FelixConfiguration(default)", _fields(default)),
         ("FelixConfiguration(node)", _fields(node)),
@@ -127,15 +131,18 @@ def resolve_config(
     for source, layer in layers:
         for field, raw in layer.items():
             try:
+                if field in WIREGUARD_FIELDS:
+                    wireguard[WIREGUARD_FIELDS[field]] = convert_wireguard(field, raw)
+                    continue
                 name, value = _convert(field, raw)
             except ValueError as why:
                 problems.append(ConfigProblem(source, field, str(why)))
             else:
                 if name == "program_cluster_routes":
-                    values["program_ipip_routes"], values["program_no_encap_routes"] = _PROGRAMS[value]
+                    values["program_ipip_routes"], values["program_no_encap_routes"] = PROGRAMS[value]
                 elif name:
                     values[name] = value
-    return FelixConfig(**values), problems
+    return FelixConfig(wireguard=WireguardConfig(**wireguard), **values), problems
 
 
 def _fields(spec: FelixConfigurationSpec | None) -> dict[str, Any]:
@@ -189,6 +196,16 @@ _ENVIRONMENT = {
     "FELIX_DEVICEROUTESOURCEADDRESS": "device_route_source_address",
     "FELIX_DEVICEROUTESOURCEADDRESSIPV6": "device_route_source_address_ipv6",
     "FELIX_SERVICELOOPPREVENTION": "service_loop_prevention",
+    "FELIX_WIREGUARDENABLED": "wireguard_enabled",
+    "FELIX_WIREGUARDENABLEDV6": "wireguard_enabled_v6",
+    "FELIX_WIREGUARDLISTENINGPORT": "wireguard_listening_port",
+    "FELIX_WIREGUARDLISTENINGPORTV6": "wireguard_listening_port_v6",
+    "FELIX_WIREGUARDROUTINGRULEPRIORITY": "wireguard_routing_rule_priority",
+    "FELIX_WIREGUARDINTERFACENAME": "wireguard_interface_name",
+    "FELIX_WIREGUARDINTERFACENAMEV6": "wireguard_interface_name_v6",
+    "FELIX_WIREGUARDMTU": "wireguard_mtu",
+    "FELIX_WIREGUARDMTUV6": "wireguard_mtu_v6",
+    "FELIX_ROUTETABLERANGES": "route_table_ranges",
     "FELIX_NATPORTRANGE": "nat_port_range",
     "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
     "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
@@ -229,34 +246,34 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             | "vxlan_enabled"
             | "ipip_enabled"
         ):
-            return field, _as_bool(raw)
+            return field, as_bool(raw)
         case "device_route_protocol":
-            return field, _as_int(raw, 1, 255)
+            return field, as_int(raw, 1, 255)
         case "ipv4_normal_route_priority" | "ipv6_normal_route_priority":
-            return field, _as_int(raw, 1, 2147483646)
+            return field, as_int(raw, 1, 2147483646)
         case "health_port" | "prometheus_metrics_port":
-            return field, _as_int(raw, 1, 65535)
+            return field, as_int(raw, 1, 65535)
         case "log_prefix" | "log_severity_screen" | "openstack_region" | "health_host" | "prometheus_metrics_host":
             return field, str(raw)
         case "failsafe_inbound_host_ports" | "failsafe_outbound_host_ports":
             ports = _parse_port_list(raw) if isinstance(raw, str) else [_failsafe(p) for p in raw]
             return field.removesuffix("_host_ports"), tuple(sorted(set(ports), key=str))
         case "vxlan_port":
-            return field, _as_int(raw, 1, 65535)
+            return field, as_int(raw, 1, 65535)
         case (
             "vxlan_vni" | "vxlan_mtu" | "vxlan_mtu_v6" | "ipip_mtu" | "mtu_iface_pattern" | "program_cluster_routes"
             | "external_nodes_list" | "device_route_source_address" | "device_route_source_address_ipv6"
             | "service_loop_prevention"
         ):  # fmt: skip
-            return _convert_routing(field, raw)
+            return convert_routing(field, raw)
         case "allow_vxlan_packets_from_workloads" | "allow_ipip_packets_from_workloads":
-            return field.replace("_packets", ""), _as_bool(raw)
+            return field.replace("_packets", ""), as_bool(raw)
         case "log_action_rate_limit":
             if not re.fullmatch(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", str(raw)):
                 raise ValueError(f"{raw!r} is no rate such as 10/minute")
             return field, str(raw)
         case "log_action_rate_limit_burst":
-            return field, _as_int(raw, 0, 9999)
+            return field, as_int(raw, 0, 9999)
         case "workload_source_spoofing":
             if str(raw).lower() not in {"disabled", "any"}:
                 raise ValueError(f"{raw!r} is neither Disabled nor Any")
@@ -273,45 +290,12 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             if str(raw) not in {"IPPoolsOnly", "IPPoolsAndHostIPs"}:
                 raise ValueError(f"{raw!r} is neither IPPoolsOnly nor IPPoolsAndHostIPs")
             return "nat_outgoing_to_hosts", str(raw) == "IPPoolsOnly"
+        case "wireguard_host_encryption_enabled":
+            if as_bool(raw):
+                raise ValueError("not done here: what nodes themselves send to each other is not encrypted")
+            return "", None
         case _:
             return "", None
-
-
-def _convert_routing(field: str, raw: Any) -> tuple[str, Any]:
-    """What concerns cluster routes and tunnels."""
-    match field:
-        case "vxlan_vni":
-            return field, _as_int(raw, 0, (1 << 24) - 1)
-        case "mtu_iface_pattern":
-            try:
-                re.compile(str(raw))
-            except re.error as why:
-                raise ValueError(f"{raw!r} is no regular expression: {why}") from None
-            return field, str(raw)
-        case "program_cluster_routes":
-            if str(raw) not in _PROGRAMS:
-                raise ValueError(f"{raw!r} is none of {', '.join(_PROGRAMS)}")
-            return field, str(raw)
-        case "external_nodes_list":
-            texts = raw.split(",") if isinstance(raw, str) else list(raw)
-            return "external_nodes", tuple(Prefix.parse(text.strip(), strict=False) for text in texts if text.strip())
-        case "device_route_source_address":
-            return "device_route_source", _as_addr(raw, IPV4)
-        case "device_route_source_address_ipv6":
-            return "device_route_source_v6", _as_addr(raw, IPV6)
-        case "service_loop_prevention":
-            if str(raw) not in {"Drop", "Reject", "Disabled"}:
-                raise ValueError(f"{raw!r} is none of Drop, Reject, Disabled")
-            return field, str(raw)
-        case _:
-            return field, _as_int(raw, 0, 65535)  # an MTU; 0: chosen
-
-
-def _as_addr(raw: Any, family: Family) -> Addr:
-    addr = Addr.parse(str(raw))
-    if addr.family is not family:
-        raise ValueError(f"{raw!r} is no IPv{family.value} address")
-    return addr
 
 
 def _failsafe(port: ProtoPort) -> Failsafe:
@@ -319,7 +303,7 @@ def _failsafe(port: ProtoPort) -> Failsafe:
     if protocol is None:
         raise ValueError(f"{port.protocol!r} is neither TCP, UDP nor SCTP")
     net = Prefix.parse(port.net, strict=False) if port.net else None
-    return Failsafe(protocol, _as_int(port.port, 0, 65535), net)
+    return Failsafe(protocol, as_int(port.port, 0, 65535), net)
 
 
 def _parse_port_list(text: str) -> list[Failsafe]:
@@ -338,24 +322,6 @@ def _parse_port_list(text: str) -> list[Failsafe]:
 def _as_port_range(raw: Any) -> tuple[int, int] | None:
     """``32768:65535``, ``32768-65535`` or one port; None: the kernel chooses."""
     first, _, last = str(raw).replace("-", ":").partition(":")
-    low = _as_int(first, 0, 65535)
-    high = _as_int(last or first, low, 65535)
+    low = as_int(first, 0, 65535)
+    high = as_int(last or first, low, 65535)
     return (low, high) if high else None
-
-
-def _as_bool(raw: Any) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    text = str(raw).lower()
-    if text in {"true", "1", "yes", "y", "t"}:
-        return True
-    if text in {"false", "0", "no", "n", "f"}:
-        return False
-    raise ValueError(f"{raw!r} is neither true nor false")
-
-
-def _as_int(raw: Any, low: int, high: int) -> int:
-    text = str(raw)
-    if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
-        raise ValueError(f"{raw!r} is no number from {low} to {high}")
-    return int(text)

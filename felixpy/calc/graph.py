@@ -57,7 +57,7 @@ from felixpy.calc.types import (
 from libcalico.model.codec import InvalidValue, decode_value
 from libcalico.model.ipam import AllocationBlock
 from libcalico.model.keys import BlockKey, ResourceKey, parse_key
-from libcalico.model.resources import FelixConfigurationSpec, Resource
+from libcalico.model.resources import FelixConfigurationSpec, ReportingResource, Resource
 from libcalico.reconcile import Index, Table
 
 DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
@@ -161,7 +161,8 @@ class CalcGraph:
             elif key.kind == "IPPool":
                 self.routing.on_pool(path, decoded.spec if decoded else None)
             elif key.kind == "Node":
-                self.routing.on_node(key.name, decoded.spec if decoded else None)
+                status = decoded.status if isinstance(decoded, ReportingResource) else None
+                self.routing.on_node(key.name, decoded.spec if decoded else None, status)
             elif key.kind == "BGPConfiguration" and key.name == "default":
                 self.routing.on_services(decoded.spec if decoded else None)
             elif key.kind == "FelixConfiguration":

@@ -13,7 +13,7 @@ from libcalico.net import Addr
 
 DEFAULT_MTU_BYTES = 1500  # where no interface tells; Felix's fallback
 # felix/dataplane/linux/int_dataplane.go: what a packet grows by
-_VXLAN_V4, _VXLAN_V6, _IPIP = 50, 70, 20
+_VXLAN_V4, _VXLAN_V6, _IPIP, _WIREGUARD_V4, _WIREGUARD_V6 = 50, 70, 20, 60, 80
 
 
 class Interface(msgspec.Struct, frozen=True):
@@ -34,6 +34,8 @@ class Mtus(msgspec.Struct, frozen=True):
     vxlan4: int = DEFAULT_MTU_BYTES - _VXLAN_V4
     vxlan6: int = DEFAULT_MTU_BYTES - _VXLAN_V6
     ipip: int = DEFAULT_MTU_BYTES - _IPIP
+    wireguard4: int = DEFAULT_MTU_BYTES - _WIREGUARD_V4
+    wireguard6: int = DEFAULT_MTU_BYTES - _WIREGUARD_V6
 
 
 def carrier_of(interfaces: Interfaces, addr: Addr | None) -> str:
@@ -60,4 +62,6 @@ def choose_mtus(interfaces: Interfaces, config: FelixConfig, own: tuple[Addr, ..
         vxlan4=config.vxlan_mtu or host - _VXLAN_V4,
         vxlan6=config.vxlan_mtu_v6 or host - _VXLAN_V6,
         ipip=config.ipip_mtu or host - _IPIP,
+        wireguard4=config.wireguard.mtu or host - _WIREGUARD_V4,
+        wireguard6=config.wireguard.mtu_v6 or host - _WIREGUARD_V6,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import msgspec
 
+from libcalico.dataplane.wireguard import KEY_BYTES
+from libcalico.model.cluster_resources import NodeStatus
 from libcalico.model.resources import NodeSpec
 from libcalico.net import IPV4, IPV6, Addr, Family, InterfaceAddr, Mac
 
@@ -26,6 +29,10 @@ class NodeNets(msgspec.Struct, frozen=True):
     vtep4: Vtep | None = None
     vtep6: Vtep | None = None
     ipip: Addr | None = None
+    wireguard4: Addr | None = None
+    wireguard6: Addr | None = None
+    public_key4: bytes = b""
+    public_key6: bytes = b""
 
     def address(self, family: Family) -> InterfaceAddr | None:
         """Its address, with the length of its subnet."""
@@ -34,6 +41,14 @@ class NodeNets(msgspec.Struct, frozen=True):
     def vtep(self, family: Family) -> Vtep | None:
         """Its VXLAN tunnel endpoint."""
         return self.vtep4 if family is IPV4 else self.vtep6
+
+    def wireguard(self, family: Family) -> Addr | None:
+        """The address of its WireGuard device."""
+        return self.wireguard4 if family is IPV4 else self.wireguard6
+
+    def public_key(self, family: Family) -> bytes:
+        """Its WireGuard key; empty: it has none."""
+        return self.public_key4 if family is IPV4 else self.public_key6
 
 
 def vtep_mac(node: str, family: Family) -> Mac:
@@ -46,7 +61,7 @@ def vtep_mac(node: str, family: Family) -> Mac:
     return Mac(int.from_bytes(b"f" + hashlib.sha1(name.encode()).digest()[:5], "big"))  # noqa: S324  # Calico's hash
 
 
-def parse_node(name: str, spec: NodeSpec) -> NodeNets:
+def parse_node(name: str, spec: NodeSpec, status: NodeStatus | None = None) -> NodeNets:
     """Read a Node.
 
     A node without BGP addresses is known by its internal, else by its external address, as for Felix
@@ -55,7 +70,7 @@ def parse_node(name: str, spec: NodeSpec) -> NodeNets:
     Raises:
         ValueError: An address or MAC cannot be read; the text names the field.
     """
-    bgp = spec.bgp
+    bgp, wireguard = spec.bgp, spec.wireguard
     texts = {IPV4: bgp.ipv4_address, IPV6: bgp.ipv6_address} if bgp else {}
     if not any(texts.values()):
         texts = {family: _listed(spec, family) for family in (IPV4, IPV6)}
@@ -70,7 +85,22 @@ def parse_node(name: str, spec: NodeSpec) -> NodeNets:
         vtep4=Vtep(inner4, mac4, ipv4.addr) if inner4 and ipv4 else None,
         vtep6=Vtep(inner6, mac6, ipv6.addr) if inner6 and ipv6 else None,
         ipip=_addr("bgp.ipv4IPIPTunnelAddr", bgp.ipv4_ipip_tunnel_addr) if bgp else None,
+        wireguard4=_addr("wireguard.interfaceIPv4Address", wireguard.interface_ipv4_address) if wireguard else None,
+        wireguard6=_addr("wireguard.interfaceIPv6Address", wireguard.interface_ipv6_address) if wireguard else None,
+        public_key4=_public_key("status.wireguardPublicKey", status.wireguard_public_key) if status else b"",
+        public_key6=_public_key("status.wireguardPublicKeyV6", status.wireguard_public_key_v6) if status else b"",
     )
+
+
+def _public_key(field: str, text: str) -> bytes:
+    """Read a key in base64; empty, or zeros as Felix writes them: none.  Raises ValueError."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError as why:
+        raise ValueError(f"{field}: {why}") from None
+    if text and len(key) != KEY_BYTES:
+        raise ValueError(f"{field}: a key has {KEY_BYTES} bytes")
+    return key if any(key) else b""
 
 
 def _listed(spec: NodeSpec, family: Family) -> str:

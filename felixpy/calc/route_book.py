@@ -19,6 +19,7 @@ class RouteClass(enum.IntEnum):
     IPIP_TUNNEL = 5
     NO_ENCAP = 6
     BLACKHOLE = 7
+    WIREGUARD = 8  # in a routing table of its own
 
 
 class RouteBook:

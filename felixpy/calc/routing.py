@@ -3,6 +3,7 @@
 WorkloadEndpoint (local) ─► LocalRoutes ───┐
 IPAM block ────────────┬─► ClusterRoutes ──┴► RouteBook ─► routes
 Node, IPPool ──────────┼─► Tunnels ─► devices, neighbours, forwarding entries
+                       ├─► WireGuard ─► devices, peers, rules, routes in tables of their own
 interfaces ► parent, MTU └─► ClusterNets ─► networks by name
 """
 
@@ -17,7 +18,9 @@ from felixpy.calc.pools import PoolIndex, pool_mode
 from felixpy.calc.route_book import RouteBook
 from felixpy.calc.routes import LocalRoutes, RouteSettings
 from felixpy.calc.tunnels import Tunnels, TunnelSettings
+from felixpy.calc.wireguard import WireGuard, WireguardSettings
 from libcalico.dataplane.routes import Route, RouteKey
+from libcalico.model.cluster_resources import NodeStatus
 from libcalico.model.ipam import AllocationBlock
 from libcalico.model.resources import BGPConfigurationSpec, IPPoolSpec, NodeSpec
 from libcalico.net import IPV4, IPV6, Prefix
@@ -36,7 +39,8 @@ class Routing:
         self.book = RouteBook()
         self.local_routes = LocalRoutes(self.book)
         self.pools = PoolIndex()
-        self.cluster_routes = ClusterRoutes(node, self.book, self.pools)
+        self.wireguard = WireGuard(node, self.book)
+        self.cluster_routes = ClusterRoutes(node, self.book, self.pools, self.wireguard.on_owner)
         self.tunnels = Tunnels(node, self.pools)
         self.cluster_nets = ClusterNets()
         self.mtus = Mtus()
@@ -80,15 +84,16 @@ class Routing:
             self.cluster_routes.on_pools()
             self.tunnels.on_pools()
 
-    def on_node(self, name: str, node: NodeSpec | None) -> None:
+    def on_node(self, name: str, node: NodeSpec | None, status: NodeStatus | None = None) -> None:
         """A node; None: gone.  Raises InvalidNet."""
         try:
-            nets = None if node is None else parse_node(name, node)
+            nets = None if node is None else parse_node(name, node, status)
         except ValueError as why:
             raise InvalidNet(f"spec: {why}") from None
         self.cluster_nets.on_node(f"node {name}", nets)
         self.cluster_routes.on_node(name, nets)
         self.tunnels.on_node(name, nets)
+        self.wireguard.on_node(name, nets)
         if name == self.node:
             self._own = nets or NodeNets()
             self._settle()
@@ -123,6 +128,7 @@ class Routing:
         """Bring every table up to date."""
         self.cluster_nets.flush()
         self.cluster_routes.flush()
+        self.wireguard.flush()
         self.tunnels.flush()
 
     @property
@@ -134,12 +140,14 @@ class Routing:
             for used, mtu in ((in_use.vxlan4, mtus.vxlan4), (in_use.vxlan6, mtus.vxlan6), (in_use.ipip, mtus.ipip))
             if used
         ]
+        for family, _, _ in self.wireguard.enabled:
+            fitting.append(mtus.wireguard4 if family is IPV4 else mtus.wireguard6)
         return min(fitting, default=mtus.host)
 
     @property
     def empty(self) -> bool:
         """True when nothing is left of what the datastore said."""
-        parts = (self.book, self.local_routes, self.cluster_routes, self.tunnels, self.cluster_nets)
+        parts = (self.book, self.local_routes, self.cluster_routes, self.tunnels, self.wireguard, self.cluster_nets)
         return all(part.empty for part in parts) and not len(self.pools)
 
     def _settle(self) -> None:
@@ -155,3 +163,5 @@ class Routing:
             )
         )
         self.tunnels.configure(TunnelSettings.of(config, parents, self.mtus))
+        for family in (IPV4, IPV6):
+            self.wireguard.configure(family, WireguardSettings.of(config, self.mtus, protocol, family))

@@ -11,6 +11,7 @@ from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
 from libcalico.dataplane.sysctls import Sysctl
 from libcalico.dataplane.tunnels import FdbEntry, Tunnel
+from libcalico.dataplane.wireguard import PeerKey, PolicyRule, WireguardDevice, WireguardPeer
 
 
 class NftWants(Protocol):
@@ -43,6 +44,9 @@ class DataplaneDelta:
     bandwidth: dict[str, Bandwidth | None] = field(default_factory=dict)
     tunnels: dict[str, Tunnel | None] = field(default_factory=dict)
     fdb: dict[FdbEntry, bool] = field(default_factory=dict)
+    wireguard: dict[str, WireguardDevice | None] = field(default_factory=dict)
+    wireguard_peers: dict[PeerKey, WireguardPeer | None] = field(default_factory=dict)
+    rules: dict[PolicyRule, bool] = field(default_factory=dict)
 
     def change(self, set_name: str) -> ElementChange:
         """The changes of one set, to be added to."""

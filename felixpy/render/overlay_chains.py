@@ -1,4 +1,5 @@
 """Rules for the packets of tunnels: only nodes of the cluster may send them, and no host endpoint's policy stops them.
+WireGuard needs no guard: it takes packets of its peers alone.
 
     prerouting raw, output raw   VXLAN is not tracked: its source ports differ by direction
     input      -1                VXLAN or IP-in-IP from anybody else: drop
@@ -28,6 +29,7 @@ _WORD = {IPV4: "ip", IPV6: "ip6"}
 _TYPE = {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
 _SENDERS = {IPV4: "vxlan-hosts4", IPV6: "vxlan-hosts6"}
 _IPIP_SENDERS = "ipip-hosts4"
+_WIREGUARD_SENDERS = {IPV4: "wg-hosts4", IPV6: "wg-hosts6"}
 _FIRST_PORT, _LAST_PORT = 1024, 65535
 
 
@@ -36,6 +38,7 @@ class Overlays(msgspec.Struct, frozen=True):
 
     in_use: Encapsulations = Encapsulations()
     devices: tuple[str, ...] = ()
+    wireguard: tuple[tuple[Family, str, int], ...] = ()  # device and port
 
 
 def render_overlays(
@@ -71,6 +74,8 @@ def render_overlays(
     if in_use.ipip:
         senders(_IPIP_SENDERS, HOSTS, IPV4)
         guard.append(Rule(f"meta l4proto 4 ip saddr != @{_IPIP_SENDERS} counter drop", "IP-in-IP of no node"))
+    for family, _, _ in overlays.wireguard:
+        senders(_WIREGUARD_SENDERS[family], HOSTS, family)
     chains = []
     if raw:
         chains.append(Chain("prerouting-overlay", tuple(raw), Hook("filter", "prerouting", _RAW)))
@@ -90,6 +95,9 @@ def tunnel_packets(overlays: Overlays, config: FelixConfig, direction: Direction
     ]
     if overlays.in_use.ipip:
         rules.append(Rule(f"meta l4proto 4 ip {word} @{_IPIP_SENDERS} accept", "IP-in-IP of nodes"))
+    for family, _, port in overlays.wireguard:
+        match = f"{_WORD[family]} {word} @{_WIREGUARD_SENDERS[family]} udp dport {port}"
+        rules.append(Rule(f"{match} accept", "WireGuard of nodes"))
     return rules
 
 

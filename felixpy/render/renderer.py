@@ -10,6 +10,7 @@ from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import DEFAULT_ALLOW_PROFILE, CalcGraph
 from felixpy.calc.ip_sets import SetChange
 from felixpy.calc.members import PortMember
+from felixpy.calc.routing import Routing
 from felixpy.calc.types import (
     Action,
     Direction,
@@ -102,7 +103,7 @@ class Renderer:
         for endpoint in sorted(e for e in touched if isinstance(e, EndpointId)):
             self._render_endpoint(endpoint, config, delta)
         self._render_tunnels(delta)
-        overlays = Overlays(graph.routing.tunnels.in_use, tuple(sorted(graph.routing.tunnels.devices)))
+        overlays = _overlays(graph.routing)
         other_overlays, self._overlays = overlays != self._overlays, overlays
         if everything or moved or changed_hosts or other_overlays:
             self._hosts.render(config, overlays, delta)
@@ -290,6 +291,11 @@ class Renderer:
             delta.neighbours[neighbour] = bool(present)
         for entry, present in tunnels.fdb.take_changes().items():
             delta.fdb[entry] = bool(present)
+        wireguard = self._graph.routing.wireguard
+        delta.wireguard.update(wireguard.devices.take_changes())
+        delta.wireguard_peers.update(wireguard.peers.take_changes())
+        for rule, present in wireguard.rules.take_changes().items():
+            delta.rules[rule] = bool(present)
 
     def _render_nets(self, config: FelixConfig, delta: DataplaneDelta, *, everything: bool) -> None:
         """What hangs on named networks: NAT, and who may send to tunnels."""
@@ -414,3 +420,9 @@ def _neighbours(state: WorkloadEndpointState) -> list[Neighbour]:
     if state.mac is None:
         return []
     return [Neighbour(state.interface, addr, state.mac) for addr in state.addresses]
+
+
+def _overlays(routing: Routing) -> Overlays:
+    """What of the overlays the ruleset depends on."""
+    devices = {*routing.tunnels.devices, *(name for name, d in routing.wireguard.devices.items() if d.address)}
+    return Overlays(routing.tunnels.in_use, tuple(sorted(devices)), routing.wireguard.enabled)

@@ -54,7 +54,7 @@ class NetlinkRoutes:
         self, sock: RtnlSocket, links: LinkTable, table: int | Sequence[int], protocols: Sequence[int]
     ) -> None:
         self._sock, self._links = sock, links
-        self._tables = (table,) if isinstance(table, int) else tuple(table)
+        self.tables = (table,) if isinstance(table, int) else tuple(table)
         self._protocols = tuple(protocols)
 
     async def dump(self) -> list[Route]:
@@ -62,7 +62,7 @@ class NetlinkRoutes:
         return [
             route
             for family in (IPV4, IPV6)
-            for table in self._tables
+            for table in self.tables
             for protocol in self._protocols
             for route in await self._dump(family, table, protocol)
         ]

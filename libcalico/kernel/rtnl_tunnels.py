@@ -92,6 +92,16 @@ def create_request(tunnel: Tunnel, parent_index: int) -> Request:
     return Request(RTM_NEWLINK, flags, head + text + attribute(_IFLA_LINKINFO | _NLA_F_NESTED, info))
 
 
+def kind_request(name: str, kind: str, mtu_bytes: int) -> Request:
+    """Make a device that needs nothing but its kind; fails if the name is taken."""
+    text = attribute(_IFLA_IFNAME, name.encode() + b"\0") + attribute(_IFLA_MTU, _U32.pack(mtu_bytes))
+    info = attribute(_IFLA_INFO_KIND, kind.encode() + b"\0")
+    head = _IFINFO.pack(0, 0, 0, 0, 0)
+    return Request(
+        RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, head + text + attribute(_IFLA_LINKINFO | _NLA_F_NESTED, info)
+    )
+
+
 def _vxlan_data(device: VxlanDevice, parent_index: int) -> bytes:
     local = _VXLAN_LOCAL if device.local.family is IPV4 else _VXLAN_LOCAL6
     return b"".join(

@@ -434,6 +434,19 @@ class FelixConfigurationSpec(_Base, frozen=True):
     external_nodes_list: list[str] | None = None
     device_route_source_address_ipv6: str | None = msgspec.field(default=None, name="deviceRouteSourceAddressIPv6")
     service_loop_prevention: str | None = None
+    wireguard_enabled: bool | None = None
+    wireguard_enabled_v6: bool | None = msgspec.field(default=None, name="wireguardEnabledV6")
+    wireguard_listening_port: int | None = None
+    wireguard_listening_port_v6: int | None = msgspec.field(default=None, name="wireguardListeningPortV6")
+    wireguard_routing_rule_priority: int | None = None
+    wireguard_interface_name: str | None = None
+    wireguard_interface_name_v6: str | None = msgspec.field(default=None, name="wireguardInterfaceNameV6")
+    wireguard_mtu: int | None = msgspec.field(default=None, name="wireguardMTU")
+    wireguard_mtu_v6: int | None = msgspec.field(default=None, name="wireguardMTUV6")
+    wireguard_keep_alive: str | None = None
+    wireguard_host_encryption_enabled: bool | None = None
+    route_table_range: dict[str, int] | None = None
+    route_table_ranges: list[dict[str, int]] | None = None
 
 
 class AnySpec(msgspec.Struct, frozen=True):

@@ -35,11 +35,15 @@ class Desired:
     bandwidth: dict[str, Any] = field(default_factory=dict)
     tunnels: dict[str, Any] = field(default_factory=dict)
     fdb: set[Any] = field(default_factory=set)
+    wireguard: dict[str, Any] = field(default_factory=dict)
+    peers: dict[Any, Any] = field(default_factory=dict)
+    rules: set[Any] = field(default_factory=set)
 
     def add(self, delta: DataplaneDelta) -> None:
         for mine, theirs in ((self.chains, delta.chains), (self.sets, delta.sets), (self.routes, delta.routes),
                              (self.sysctls, delta.sysctls), (self.bandwidth, delta.bandwidth),
-                             (self.tunnels, delta.tunnels)):  # fmt: skip
+                             (self.tunnels, delta.tunnels), (self.wireguard, delta.wireguard),
+                             (self.peers, delta.wireguard_peers)):  # fmt: skip
             for key, value in theirs.items():  # type: ignore[attr-defined]
                 if value is None:
                     mine.pop(key, None)  # type: ignore[attr-defined]
@@ -59,6 +63,8 @@ class Desired:
             (self.neighbours.add if present else self.neighbours.discard)(neighbour)
         for entry, present in delta.fdb.items():
             (self.fdb.add if present else self.fdb.discard)(entry)
+        for rule, present in delta.rules.items():
+            (self.rules.add if present else self.rules.discard)(rule)
 
     def check(self) -> None:
         """Nothing dangles."""
@@ -151,15 +157,18 @@ interfaces = st.dictionaries(
     ),
 )
 node = st.builds(
-    lambda ipv4, ipv6, ipip, inner4, inner6, mac: {
+    lambda ipv4, ipv6, ipip, inner4, inner6, mac, key: {
         "spec": {
             "bgp": {"ipv4Address": ipv4, "ipv6Address": ipv6, "ipv4IPIPTunnelAddr": ipip},
             "ipv4VXLANTunnelAddr": inner4, "ipv6VXLANTunnelAddr": inner6, "vxlanTunnelMACAddr": mac,
-        }
+            "wireguard": {"interfaceIPv4Address": inner4},
+        },
+        "status": {"wireguardPublicKey": key, "wireguardPublicKeyV6": key},
     },
     st.sampled_from(["", "172.16.0.1/24", "172.16.0.2/24", "172.17.0.2/24"]), st.sampled_from(["", "fd09::1/64"]),
     st.sampled_from(["", "10.0.0.8"]), st.sampled_from(["", "10.0.0.9", "10.0.0.10"]),
     st.sampled_from(["", "fd00::9"]), st.sampled_from(["", "66:00:00:00:00:01"]),
+    st.sampled_from(["", f"{'A' * 43}=", f"{'B' * 42}A=", f"{'C' * 42}A=", "broken"]),
 )  # fmt: skip
 profile = st.builds(
     lambda inherit, ingress: {"spec": {"labelsToApply": inherit, "ingress": ingress, "egress": [{"action": "Allow"}]}},
@@ -193,6 +202,8 @@ config = st.builds(
         {}, {"vxlanEnabled": True, "vxlanMTU": 1400}, {"ipipEnabled": False}, {"programClusterRoutes": "Enabled"},
         {"programClusterRoutes": "Disabled", "mtuIfacePattern": "^eth1$"}, {"vxlanVNI": 7, "deviceRouteProtocol": 99},
         {"externalNodesList": ["172.20.0.0/16"]}, {"serviceLoopPrevention": "Disabled"},
+        {"wireguardEnabled": True}, {"wireguardEnabled": True, "wireguardEnabledV6": True, "wireguardListeningPort": 9},
+        {"wireguardEnabledV6": True, "routeTableRanges": [{"min": 10, "max": 20}], "wireguardInterfaceNameV6": "wg6"},
     ]),
 )  # fmt: skip
 
@@ -285,6 +296,9 @@ def test_only_the_present_counts(history: list[tuple[tuple[str, Any], bool]], rn
         assert desired.bandwidth == other.bandwidth
         assert desired.tunnels == other.tunnels
         assert desired.fdb == other.fdb
+        assert desired.wireguard == other.wireguard
+        assert desired.peers == other.peers
+        assert desired.rules == other.rules
 
 
 @given(histories)
