@@ -15,7 +15,7 @@ from typing import Any
 
 from felixpy.cli.write import WriteError
 from libcalico.clock import SystemClock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Op, Put
+from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Put
 from libcalico.ipam.block import BlockError
 from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.ipam.snapshot import read_snapshot
@@ -270,7 +270,7 @@ async def _split(store: Datastore, args: argparse.Namespace) -> int:
     row, old = await _pool(store, args)
     name, now = old["metadata"]["name"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     made = split_pool(old, int(args.number))
-    ops: list[Op] = []
+    ops: list[Put] = []
     for document in made:
         key = key_of(document)
         ops.append(Put(key.path, _encode(for_create(document, key, uid=str(uuid.uuid4()), now=now))))

@@ -108,15 +108,25 @@ class Get(msgspec.Struct, frozen=True):
     key: str
 
 
-Op = Put | Delete | Get
+class GetAll(msgspec.Struct, frozen=True):
+    """Read all keys that begin with a prefix inside a transaction, in key order.
+
+    It comes in one message: for few and small keys.  What may be large is for :meth:`Datastore.list`, which pages.
+    """
+
+    prefix: str
+
+
+Op = Put | Delete | Get | GetAll
 
 
 class TxnResult(msgspec.Struct, frozen=True):
-    """``gets`` holds the answers of the Get operations of the branch taken, in order."""
+    """``gets`` holds the answers of the Get operations of the branch taken, ``ranges`` those of GetAll; in order."""
 
     succeeded: bool
     revision: int
     gets: list[KeyValue | None]
+    ranges: list[list[KeyValue]] = []
 
 
 class Datastore(Protocol):

@@ -20,7 +20,7 @@ import grpc.aio
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 from libcalico.datastore import etcd_wire as wire
-from libcalico.datastore.api import Compare, Get, KeyValue, Op, Page, StoreStatus, TxnResult, WatchBatch
+from libcalico.datastore.api import Compare, Get, GetAll, KeyValue, Op, Page, StoreStatus, TxnResult, WatchBatch
 from libcalico.datastore.errors import Compacted, DatastoreError, Denied, OutcomeUnknown, Unavailable
 from libcalico.datastore.etcd_settings import EtcdSettings, target
 from libcalico.datastore.etcd_watch import WatchStream
@@ -206,18 +206,21 @@ class EtcdDatastore:
     async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
         ops = (*success, *failure)
         answer = await self._call(
-            "KV", "Txn", write=not all(isinstance(op, Get) for op in ops),
+            "KV", "Txn", write=not all(isinstance(op, Get | GetAll) for op in ops),
             compare=[wire.compare(c) for c in compares],
             success=[wire.request_op(op) for op in success],
             failure=[wire.request_op(op) for op in failure],
         )  # fmt: skip
         taken = success if answer.succeeded else failure
         gets: list[KeyValue | None] = []
+        ranges: list[list[KeyValue]] = []
         for op, response in zip(taken, answer.responses, strict=True):
             if isinstance(op, Get):
                 kvs = response.response_range.kvs
                 gets.append(wire.key_value(kvs[0]) if kvs else None)
-        return TxnResult(answer.succeeded, answer.header.revision, gets)
+            elif isinstance(op, GetAll):
+                ranges.append([wire.key_value(kv) for kv in response.response_range.kvs])
+        return TxnResult(answer.succeeded, answer.header.revision, gets, ranges)
 
     async def compact(self, revision: int) -> None:
         """Forget history below ``revision``; for tests and maintenance."""

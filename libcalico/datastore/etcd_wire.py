@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from libcalico.datastore.api import Compare, CompareTarget, Delete, Event, Get, KeyValue, Op, Put, StoreStatus
+from libcalico.datastore.api import Compare, CompareTarget, Delete, Event, Get, GetAll, KeyValue, Op, Put, StoreStatus
 from libcalico.datastore.errors import Compacted, DatastoreError, Denied, NoSpace, OutcomeUnknown, Unavailable
 from libcalico.datastore.pb import MESSAGES
 
@@ -87,6 +87,9 @@ def compare(wanted: Compare) -> Any:
 
 def request_op(op: Op) -> Any:
     message = MESSAGES["RequestOp"]
+    if isinstance(op, GetAll):
+        start = key_bytes(op.prefix)
+        return message(request_range=MESSAGES["RangeRequest"](key=start or b"\0", range_end=prefix_end(start)))
     key = key_bytes(op.key)
     match op:
         case Put():

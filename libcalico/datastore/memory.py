@@ -17,6 +17,7 @@ from libcalico.datastore.api import (
     Delete,
     Event,
     Get,
+    GetAll,
     KeyValue,
     Op,
     Page,
@@ -33,6 +34,8 @@ _FIRST_REVISION = 1  # of a store that nothing was written to
 Rows = dict[str, KeyValue]
 Changes = dict[str, KeyValue | None]  # of one revision, in order; None: deleted
 Found = list[KeyValue | None]
+Range = list[KeyValue]
+Ranges = list[Range]
 LeaseIds = list[int]
 
 
@@ -62,8 +65,7 @@ class MemoryDatastore:
     async def list(self, prefix: str, *, revision: int = 0) -> Page:
         self._check_open()
         rows = self._rows_at(revision) if revision else self._rows
-        items = sorted((row for key, row in rows.items() if key.startswith(prefix)), key=_key_order)
-        return Page(items, revision or self._revision, self._status())
+        return Page(self._below(rows, prefix), revision or self._revision, self._status())
 
     async def status(self, *, elsewhere: bool = False) -> StoreStatus:
         self._check_open()
@@ -78,8 +80,8 @@ class MemoryDatastore:
         succeeded = all(self._holds(c) for c in compares)
         ops = success if succeeded else failure
         self._check_leases(ops)
-        gets = self._apply(ops)
-        return TxnResult(succeeded, self._revision, gets)
+        gets, ranges = self._apply(ops)
+        return TxnResult(succeeded, self._revision, gets, ranges)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         return (await self.txn((), (Put(key, value, lease),))).revision
@@ -177,12 +179,16 @@ class MemoryDatastore:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _apply(self, ops: Sequence[Op]) -> Found:
-        """Do the operations as one revision, if anything is written at all; return what the Gets found."""
+    def _apply(self, ops: Sequence[Op]) -> tuple[Found, Ranges]:
+        """Do the operations as one revision, if anything is written at all; return what was found."""
         gets: Found = []
+        ranges: Ranges = []
         changes: Changes = {}
         revision = self._revision + 1
         for op in ops:
+            if isinstance(op, GetAll):
+                ranges.append(self._below(self._rows, op.prefix))
+                continue
             old = self._rows.get(op.key)
             match op:
                 case Get():
@@ -197,7 +203,10 @@ class MemoryDatastore:
             self._revision = revision
             self._history.append(changes)
             self._wake()
-        return gets
+        return gets, ranges
+
+    def _below(self, rows: Rows, prefix: str) -> Range:
+        return sorted((row for key, row in rows.items() if key.startswith(prefix)), key=_key_order)
 
     def _changes(self, revision: int) -> Changes:
         """What happened at a revision; nothing did before the first."""

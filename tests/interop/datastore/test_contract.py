@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from libcalico.datastore import etcd as etcd_module
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Get, Put
+from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Get, GetAll, Put
 from libcalico.datastore.errors import Compacted, DatastoreError, Unavailable
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 from libcalico.datastore.memory import MemoryDatastore
@@ -274,6 +274,16 @@ async def test_a_key_written_twice_is_refused_in_either_branch(
     with pytest.raises(DatastoreError):
         await store.txn((), *((ops, ()) if branch == "success" else ((), ops)))
     assert (await store.list("/")).items == []
+
+
+async def test_a_transaction_reads_whole_prefixes_as_they_are_after_what_came_before_in_it(store: Datastore) -> None:
+    for key in ("/r/b", "/r/a", "/r", "/s"):
+        await store.put(key, b"1")
+    done = await store.txn((), (GetAll("/r/"), Put("/r/c", b"2"), Get("/s"), GetAll("/r/"), GetAll("/none")))
+    assert [[row.key for row in rows] for rows in done.ranges] == [["/r/a", "/r/b"], ["/r/a", "/r/b", "/r/c"], []]
+    assert [row.key for row in done.gets if row] == ["/s"]
+    assert done.ranges[1][2].mod_revision == done.revision
+    assert [row.key for row in (await store.txn((), [GetAll("")])).ranges[0]] == ["/r", "/r/a", "/r/b", "/r/c", "/s"]
 
 
 async def test_a_key_deleted_twice_is_fine(store: Datastore) -> None:
