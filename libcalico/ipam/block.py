@@ -99,24 +99,34 @@ def assign(block: Block, addr: Addr, handle: str, attributes: Mapping[str, str])
     return _take(block, [ordinal], handle, attributes)
 
 
-def release(block: Block, addrs: Iterable[Addr], *, handle: str | None = None) -> tuple[Block, Counter[str]]:
-    """Free addresses; those that are free already are passed over.
+def release(
+    block: Block, addrs: Iterable[Addr], *, handle: str | None = None, released_at: str = ""
+) -> tuple[Block, Counter[str]]:
+    """Give addresses back; those that are free or cool down already are passed over.
 
-    Returns the block and the number freed per handle.  Raises Mismatch when ``handle`` is given and is not theirs.
+    Returns the block and the number given back per handle.  With ``released_at`` (RFC 3339) they are not free at once
+    but cool down, see :func:`thaw`.  Raises Mismatch when ``handle`` is given and is not theirs.
     """
     ordinals = []
     freed: Counter[str] = Counter()
-    for addr in dict.fromkeys(addrs):
+    for addr in in_use(block, dict.fromkeys(addrs)):
         ordinal = _ordinal(block, addr)
-        index = block["allocations"][ordinal]
-        if index is None:
-            continue
-        owner = _handle(block["attributes"][index])
+        owner = _handle(block["attributes"][block["allocations"][ordinal]])
         if handle is not None and owner != handle:
             raise Mismatch(f"{addr}: belongs to handle {owner!r}, not {handle!r}")
         ordinals.append(ordinal)
         freed[owner] += 1
-    return _give_back(block, ordinals), freed
+    return _cool(block, ordinals, released_at) if released_at else _give_back(block, ordinals), freed
+
+
+def in_use(block: Block, addrs: Iterable[Addr]) -> list[Addr]:
+    """Those that are allocated and do not cool down."""
+    found = []
+    for addr in addrs:
+        index = block["allocations"][_ordinal(block, addr)]
+        if index is not None and not block["attributes"][index].get("releasedAt"):
+            found.append(addr)
+    return found
 
 
 def thaw(block: Block, before: datetime) -> tuple[Block, int]:
@@ -190,6 +200,20 @@ def _take(block: Block, ordinals: list[int], handle: str, attributes: Mapping[st
     return changed
 
 
+def _cool(block: Block, ordinals: list[int], released_at: str) -> Block:
+    """As Calico: the addresses stay allocated, to an attribute that tells when they were given back and no more."""
+    if not ordinals:
+        return block
+    changed = copy.deepcopy(block)
+    sequences = changed["sequenceNumberForAllocation"] = changed.get("sequenceNumberForAllocation") or {}
+    changed["attributes"].append({"releasedAt": released_at})
+    for ordinal in ordinals:
+        changed["allocations"][ordinal] = len(changed["attributes"]) - 1
+        sequences[str(ordinal)] = changed.get("sequenceNumber", 0)
+    changed["sequenceNumber"] = changed.get("sequenceNumber", 0) + 1
+    return _compact(changed)
+
+
 def _give_back(block: Block, ordinals: list[int]) -> Block:
     if not ordinals:
         return block
@@ -198,11 +222,17 @@ def _give_back(block: Block, ordinals: list[int]) -> Block:
         changed["allocations"][ordinal] = None
         (changed.get("sequenceNumberForAllocation") or {}).pop(str(ordinal), None)
     changed["unallocated"] += ordinals
-    kept = sorted({index for index in changed["allocations"] if index is not None})
-    changed["attributes"] = [changed["attributes"][index] for index in kept]
-    changed["allocations"] = [None if i is None else kept.index(i) for i in changed["allocations"]]
     changed["sequenceNumber"] = changed.get("sequenceNumber", 0) + 1
-    return changed
+    return _compact(changed)
+
+
+def _compact(block: Block) -> Block:
+    """Without the attributes that no address has; changes the block itself."""
+    kept = sorted({index for index in block["allocations"] if index is not None})
+    place = {index: number for number, index in enumerate(kept)}
+    block["attributes"] = [block["attributes"][index] for index in kept]
+    block["allocations"] = [None if index is None else place[index] for index in block["allocations"]]
+    return block
 
 
 def _ordinal(block: Block, addr: Addr) -> int:

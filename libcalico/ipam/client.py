@@ -8,18 +8,18 @@ the addresses, if any, stand under the handle and are given back with :meth:`Ipa
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from libcalico.clock import Clock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Get, KeyValue, Op, Put
+from libcalico.datastore.api import Datastore, Delete, Get, GetAll, KeyValue, Op, Put
 from libcalico.ipam import block as blocks
-from libcalico.ipam.block import Block, BlockError
+from libcalico.ipam.block import Block
+from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, encode, read_block, read_settings
 from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations, choose_pools, read_pool, reserved_test
 from libcalico.model.codec import decode_value
 from libcalico.model.ipam import IpamSettings
@@ -35,20 +35,14 @@ from libcalico.model.keys import (
 )
 from libcalico.net import Addr, Family, Prefix
 
-_TRIES = 100  # of one step; libcalico-go's datastoreRetries
-_LONGEST_WAIT_S = 0.2
+__all__ = ["IpamClient", "IpamError"]
+
 _BLOCKS_PER_HOST = 20
 _AT_ONCE = 60  # addresses of one block in one write: each may have its own handle, and etcd takes 128 operations
 
-Change = Callable[[Block], tuple[Block, dict[str, int]]]  # block -> block, handle -> difference of its count
-
-
-class IpamError(Exception):
-    """An address cannot be had or given back; one line that says why."""
-
 
 class _View(msgspec.Struct, frozen=True):
-    """What is read before an assignment: one round of concurrent reads."""
+    """What is read before an assignment, in one request."""
 
     settings: IpamSettings
     labels: dict[str, str]
@@ -57,11 +51,12 @@ class _View(msgspec.Struct, frozen=True):
     affine: dict[Prefix, str]  # block -> state
 
 
-class IpamClient:
+class IpamClient(BlockStore):
     """Assigns and releases for one node.  All calls raise IpamError, BlockError and DatastoreError."""
 
     def __init__(self, store: Datastore, clock: Clock, host: str, rng: random.Random) -> None:
-        self._store, self._clock, self._host, self._rng = store, clock, host, rng
+        super().__init__(store, clock, rng)
+        self._host = host
 
     async def auto_assign(
         self,
@@ -76,20 +71,22 @@ class IpamClient:
     ) -> list[tuple[Addr, Prefix]]:
         """Take up to ``count`` addresses; each comes with its block.
 
-        Fewer (never none) are returned when the pools run out.  In the steady state three rounds of requests.
+        Fewer (never none) are returned when the pools run out.  In the steady state three requests: what is to be
+        known, this node's blocks with the handle, and the write.
         """
         view = await self._view(family)
         chosen = _chosen(view, family, pools, use)
         got: list[tuple[Addr, Prefix]] = []
 
-        async def take(prefix: Prefix, *, own: bool) -> None:
-            found = await self._take(prefix, count - len(got), handle, attributes, view.reserved, own=own)
+        async def take(prefix: Prefix, *, own: bool, rows: Rows = ()) -> None:
+            found = await self._take(prefix, count - len(got), handle, attributes, view.reserved, own=own, rows=rows)
             got.extend((addr, prefix) for addr in found)
 
         ours = [prefix for prefix in view.affine if any(pool.prefix.contains(prefix) for pool in chosen)]
+        seen = await self._see(ours, handle) if count else {}
         for prefix in ours:
             if len(got) < count and (view.affine[prefix] in {"", "confirmed"} or await self._claim(prefix)):
-                await take(prefix, own=True)
+                await take(prefix, own=True, rows=() if got else seen.get(prefix, ()))
         limit = min(n for n in (max_blocks, view.settings.max_blocks_per_host, _BLOCKS_PER_HOST) if n > 0)
         owned, why = len(view.affine), ""
         existing = await self._block_prefixes(family) if len(got) < count else set()
@@ -166,7 +163,7 @@ class IpamClient:
         row = await self._store.get(BlockKey(prefix).path) if prefix else None
         if prefix is None or row is None:
             return None
-        block = _block(prefix, row)
+        block = read_block(prefix, row)
         index = block["allocations"][addr.value - prefix.value]
         attribute: dict[str, Any] = block["attributes"][index] if index is not None else {"releasedAt": "free"}
         if attribute.get("releasedAt"):
@@ -181,7 +178,7 @@ class IpamClient:
         for text in _handle_blocks(row):
             block = await self._store.get(BlockKey(Prefix.parse(text)).path)
             if block is not None:
-                found += blocks.addresses_of(_block(Prefix.parse(text), block), handle)
+                found += blocks.addresses_of(read_block(Prefix.parse(text), block), handle)
         return sorted(found)
 
     async def release_by_handle(self, handle: str) -> int:
@@ -192,9 +189,9 @@ class IpamClient:
     async def release_affinity(self, prefix: Prefix, *, must_be_empty: bool = False) -> bool:
         """Give up a block of this node; addresses in use stay.  False when it is not ours or is not empty."""
         keys = (BlockAffinityKey(self._host, prefix).path, BlockKey(prefix).path)
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             affinity, row = await self._read(keys)
-            block = _block(prefix, row) if row else None
+            block = read_block(prefix, row) if row else None
             ours = block is not None and blocks.is_affine(block, self._host)
             if affinity is None and not ours:
                 return False
@@ -202,7 +199,7 @@ class IpamClient:
             if block is not None and ours:
                 if must_be_empty and not blocks.is_empty(block):
                     return False
-                ops.append(Delete(keys[1]) if blocks.is_empty(block) else Put(keys[1], _json(_unowned(block))))
+                ops.append(Delete(keys[1]) if blocks.is_empty(block) else Put(keys[1], encode(_unowned(block))))
             if await self._write(keys, (affinity, row), ops):
                 return True
             await self._wait(attempt)
@@ -224,6 +221,7 @@ class IpamClient:
         reserved: Reservations,
         *,
         own: bool,
+        rows: Rows = (),
     ) -> list[Addr]:
         taken: list[Addr] = []
 
@@ -235,70 +233,57 @@ class IpamClient:
             taken.extend(addrs)
             return changed, {handle: len(addrs)}
 
-        return taken if await self.change_block(prefix, [handle], change) else []
+        return taken if await self.change_block(prefix, [handle], change, rows) else []
+
+    async def _see(self, prefixes: Sequence[Prefix], handle: str) -> dict[Prefix, Rows]:
+        """Blocks, the handle and the settings in one request, as :meth:`change_block` takes them; absent ones not."""
+        wanted = prefixes[:_BLOCKS_PER_HOST]
+        _, *shared = block_keys(wanted[0], [handle]) if wanted else ("", "")
+        rows = await self._read([*(BlockKey(prefix).path for prefix in wanted), *shared]) if wanted else []
+        return {
+            prefix: (row, *rows[len(wanted) :]) for prefix, row in zip(wanted, rows, strict=False) if row is not None
+        }
 
     async def _release(self, prefix: Prefix, addrs: list[Addr] | None, handle: str | None) -> list[Addr]:
         """Free ``addrs`` (None: all of the handle) in one block; return those that were assigned."""
-        row = await self._store.get(BlockKey(prefix).path)
-        if row is None:
-            return []
-        block = _block(prefix, row)
-        owners = {handle} if handle else blocks.owners_of(block, addrs or ())
+        released_at = self._clock.utc().strftime("%Y-%m-%dT%H:%M:%SZ")
         freed: list[Addr] = []
 
         def change(current: Block) -> tuple[Block, dict[str, int]]:
             inside = blocks.addresses_of(current, handle or "") if addrs is None else addrs
-            before = set(current["unallocated"])
-            changed, counts = blocks.release(current, inside, handle=handle)
-            freed[:] = [a for a in inside if a.value - prefix.value not in before]
+            freed[:] = blocks.in_use(current, inside)
+            changed, counts = blocks.release(current, inside, handle=handle, released_at=released_at)
             return changed, {owner: -number for owner, number in counts.items()}
 
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
+            owners = {handle} if handle else await self._owners(prefix, addrs or ())
+            if owners is None:
+                return []
             if await self.change_block(prefix, sorted(owners), change):
                 return freed
-            await self._wait(attempt)
-            row = await self._store.get(BlockKey(prefix).path)
-            if row is None:
+            if await self._store.get(BlockKey(prefix).path) is None:
                 return []
-            owners = {handle} if handle else blocks.owners_of(_block(prefix, row), addrs or ())
+            await self._wait(attempt)
         raise IpamError(f"block {prefix}: too many conflicts")
 
-    async def change_block(self, prefix: Prefix, handles: list[str], change: Change) -> bool:
-        """Read a block and handles, change them in one transaction; False when there is no block."""
-        keys = (BlockKey(prefix).path, *(HandleKey(handle).path for handle in handles))
-        for attempt in range(_TRIES):
-            rows = await self._read(keys)
-            if rows[0] is None:
-                return False
-            before = _block(prefix, rows[0])
-            after, counts = change(before)
-            if after is before:
-                return True
-            if any(owner and owner not in handles for owner in counts):
-                return False  # a new owner since the caller looked: it looks again
-            gone = after.get("affinity") is None and blocks.is_empty(after)
-            ops: list[Op] = [Delete(keys[0]) if gone else Put(keys[0], _json(after))]
-            for handle, row in zip(handles, rows[1:], strict=True):
-                ops += _handle_ops(handle, row, str(prefix), counts.get(handle, 0))
-            if await self._write(keys, rows, ops):
-                return True
-            await self._wait(attempt)
-        raise IpamError(f"block {prefix}: too many conflicts")
+    async def _owners(self, prefix: Prefix, addrs: Iterable[Addr]) -> set[str] | None:
+        row = await self._store.get(BlockKey(prefix).path)
+        return None if row is None else blocks.owners_of(read_block(prefix, row), addrs)
 
     async def _claim(self, prefix: Prefix) -> bool:
         """Make a block this node's, with its affinity; False when it is another's (our affinity is then removed)."""
         keys = (BlockAffinityKey(self._host, prefix).path, BlockKey(prefix).path)
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             affinity, row = await self._read(keys)
-            ours = row is None or blocks.is_affine(_block(prefix, row), self._host)
-            ops: list[Op] = [Put(keys[0], _json({"state": "confirmed", "deleted": False}))]
+            ours = row is None or blocks.is_affine(read_block(prefix, row), self._host)
+            ops: list[Op] = [Put(keys[0], encode({"state": "confirmed", "deleted": False}))]
             if row is None:
                 now = self._clock.utc()
                 sequence = int(now.timestamp()) * 10**9 + now.microsecond * 1000
                 fresh = blocks.new_block(
                     prefix, self._host, claimed_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"), sequence=sequence
                 )
-                ops.append(Put(keys[1], _json(fresh)))
+                ops.append(Put(keys[1], encode(fresh)))
             if not ours:
                 ops = [Delete(keys[0])] if affinity else []
             if not ops or await self._write(keys, (affinity, row), ops):
@@ -310,44 +295,30 @@ class IpamClient:
 
     async def _view(self, family: Family) -> _View:
         node = ResourceKey("Node", self._host)
-        singles, pools, reservations, affinities = await asyncio.gather(
-            self._read((IpamConfigKey().path, node.path)),
-            self._store.list(f"{RESOURCES}ippools/"),
-            self._store.list(f"{RESOURCES}ipreservations/"),
-            self._store.list(_affinities(self._host, family)),
-        )
-        if singles[1] is None:
+        prefixes = (f"{RESOURCES}ippools/", f"{RESOURCES}ipreservations/", _affinities(self._host, family))
+        reads: list[Op] = [Get(IpamConfigKey().path), Get(node.path), *map(GetAll, prefixes)]
+        found = await self._store.txn((), reads)
+        config, own = found.gets
+        pools, reservations, affinities = found.ranges
+        if own is None:
             raise IpamError(f"node {self._host}: there is no Node object")
-        settings = IpamSettings(auto_allocate_blocks=True)
-        if singles[0] is not None:
-            settings = decode_value(IpamConfigKey(), singles[0].value)
-        held = [
-            decode_value(_resource("IPReservation", row), row.value).spec.reserved_cidrs for row in reservations.items
-        ]
-        return _View(
-            settings,
-            decode_value(node, singles[1].value).labels,
-            [pool for row in pools.items if (pool := _pool(row)) is not None],
-            reserved_test(Prefix.parse(text, strict=False) for texts in held for text in texts or ()),
-            {undashed(r.key.rpartition("/")[2]): json.loads(r.value).get("state") or "" for r in affinities.items},
-        )
+        try:
+            held = [
+                decode_value(_resource("IPReservation", row), row.value).spec.reserved_cidrs for row in reservations
+            ]
+            return _View(
+                read_settings(config),
+                decode_value(node, own.value).labels,
+                [pool for row in pools if (pool := _pool(row)) is not None],
+                reserved_test(Prefix.parse(text, strict=False) for texts in held for text in texts or ()),
+                {undashed(row.key.rpartition("/")[2]): _state(row) for row in affinities},
+            )
+        except ValueError as why:
+            raise IpamError(str(why)) from why
 
     async def _block_prefixes(self, family: Family) -> set[Prefix]:
         page = await self._store.list(f"{IPAM}assignment/ipv{family.value}/block/")
         return {undashed(row.key.rpartition("/")[2]) for row in page.items}
-
-    async def _read(self, keys: Sequence[str]) -> list[KeyValue | None]:
-        return (await self._store.txn((), [Get(key) for key in keys])).gets
-
-    async def _write(self, keys: Sequence[str], rows: Sequence[KeyValue | None], ops: Sequence[Op]) -> bool:
-        compares = [
-            Compare(key, CompareTarget.MOD_REVISION, row.mod_revision if row else 0)
-            for key, row in zip(keys, rows, strict=True)
-        ]
-        return (await self._store.txn(compares, ops)).succeeded
-
-    async def _wait(self, attempt: int) -> None:
-        await asyncio.sleep(self._rng.uniform(0, min(0.002 * 2 ** min(attempt, 10), _LONGEST_WAIT_S)))
 
 
 def _chosen(view: _View, family: Family, named: Sequence[Prefix], use: str) -> list[Pool]:
@@ -377,28 +348,8 @@ def _unclaimed(pools: Iterable[Pool], existing: set[Prefix], node: str, reserved
                 yield prefix
 
 
-def _handle_ops(handle: str, row: KeyValue | None, cidr: str, difference: int) -> list[Op]:
-    if not difference:
-        return []
-    value: dict[str, Any] = json.loads(row.value) if row else {"block": {}, "deleted": False}
-    counts = value["block"] = dict(value.get("block") or {})
-    counts[cidr] = counts.get(cidr, 0) + difference
-    value["block"] = {text: number for text, number in counts.items() if number > 0}
-    key = HandleKey(handle).path
-    if value["block"]:
-        return [Put(key, _json(value))]
-    return [Delete(key)] if row else []
-
-
 def _handle_blocks(row: KeyValue | None) -> list[str]:
     return sorted(json.loads(row.value).get("block") or {}) if row else []
-
-
-def _block(prefix: Prefix, row: KeyValue) -> Block:
-    try:
-        return blocks.check_block(prefix, json.loads(row.value))
-    except ValueError as why:
-        raise BlockError(f"block {prefix}: not JSON: {why}") from why
 
 
 def _unowned(block: Block) -> Block:
@@ -414,13 +365,14 @@ def _pool(row: KeyValue) -> Pool | None:
         raise IpamError(f"{key}: {why}") from why
 
 
+def _state(row: KeyValue) -> str:
+    value = json.loads(row.value)
+    return (value.get("state") or "") if isinstance(value, dict) else "pending"
+
+
 def _resource(kind: str, row: KeyValue) -> ResourceKey:
     return ResourceKey(kind, row.key.rpartition("/")[2])
 
 
 def _affinities(node: str, family: Family) -> str:
     return f"{IPAM}host/{node}/ipv{family.value}/block/"
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

@@ -178,7 +178,7 @@ def _whole_handles(state: State, lost: list[Allocation]) -> list[Allocation]:
 def _thaws(state: State, utc: datetime) -> list[Action]:
     before = utc - timedelta(seconds=state.settings.ip_cooldown_seconds)
     cold = {a.block for a in state.allocations() if a.released_at and _at(a.released_at, before)}
-    return [Thaw(prefix, before) for prefix in sorted(cold)]
+    return [Thaw(prefix) for prefix in sorted(cold)]
 
 
 def _at(text: str, before: datetime) -> bool:

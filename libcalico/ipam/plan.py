@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 
 import msgspec
 
@@ -38,10 +37,9 @@ class ReleaseBlock(msgspec.Struct, frozen=True):
 
 
 class Thaw(msgspec.Struct, frozen=True):
-    """Free the addresses of a block whose cooldown is over; ``before``: those given back at or before this time."""
+    """Free the addresses of a block whose cooldown is over."""
 
     prefix: Prefix
-    before: datetime
 
     def __str__(self) -> str:
         return f"free what has cooled down in block {self.prefix}"

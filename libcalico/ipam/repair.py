@@ -12,7 +12,8 @@ from libcalico.clock import Clock
 from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Op, Put
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block, BlockError
-from libcalico.ipam.client import IpamClient, IpamError
+from libcalico.ipam.blockstore import IpamError
+from libcalico.ipam.client import IpamClient
 from libcalico.ipam.plan import Action, Mend, Release, ReleaseBlock, Thaw
 from libcalico.net import Prefix
 
@@ -62,7 +63,8 @@ class Repairer:
             case ReleaseBlock():
                 return await self._client(action.node).release_affinity(action.prefix, must_be_empty=True)
             case Thaw():
-                return await self._thaw(action)
+                # every change frees what has cooled down
+                return await self._client("").change_block(action.prefix, [], lambda block: (block, {}))
             case Release():
                 raise AssertionError("goes by blocks")
 
@@ -72,24 +74,16 @@ class Repairer:
         ops += [Delete(key) for key in action.delete]
         return (await self._store.txn(compares, ops)).succeeded
 
-    async def _thaw(self, action: Thaw) -> bool:
-        freed = 0
-
-        def change(block: Block) -> tuple[Block, dict[str, int]]:
-            nonlocal freed
-            changed, freed = blocks.thaw(block, action.before)
-            return changed, {}
-
-        return await self._client("").change_block(action.prefix, [], change) and freed > 0
-
     async def _release(self, prefix: Prefix, releases: list[Release], outcome: Outcome) -> None:
         """Free those of one block that still are what they were."""
         done: list[Release] = []
         owners = sorted({r.allocation.handle for r in releases} - {""})
 
+        released_at = self._clock.utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+
         def change(block: Block) -> tuple[Block, dict[str, int]]:
             done[:] = [r for r in releases if _is_same(block, r)]
-            changed, freed = blocks.release(block, [r.allocation.addr for r in done])
+            changed, freed = blocks.release(block, [r.allocation.addr for r in done], released_at=released_at)
             return changed, {handle: -number for handle, number in freed.items() if handle}
 
         try:
