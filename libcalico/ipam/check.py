@@ -31,7 +31,7 @@ class Report(msgspec.Struct, frozen=True):
         displaced: Allocated to another node than that of the endpoint which uses them.
         lost_affinities: Affinities to a block that is not there or is another's, and such as were never confirmed.
         unclaimed: Blocks that name a node which has no affinity to them.
-        homeless: Affinities and blocks of nodes that are not there.
+        homeless: Affinities and blocks of nodes that are not there; without those of whose addresses one is in use.
     """
 
     leaked: list[Allocation]
@@ -149,6 +149,9 @@ def _homeless(state: State) -> dict[str, list[Prefix]]:
     for prefix, block in state.blocks.items():
         if block.node and block.node not in state.nodes:
             found.setdefault(block.node, set()).add(prefix)
+            if any(allocation.addr in state.users for allocation in block.allocations):
+                found[block.node].discard(prefix)  # lent to another node, or its own endpoints are there still
+    found = {node: prefixes for node, prefixes in found.items() if prefixes}
     return {node: sorted(found[node]) for node in sorted(found)}
 
 

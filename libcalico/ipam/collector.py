@@ -69,9 +69,9 @@ class Collector:
         self._seen = set()
         self._now, self._grace_s = now, grace_s
         gone = self._addresses(state, decision)
+        decision.actions[:0] = self._leftovers(state, gone)  # first: they must not find their block changed by us
         decision.actions += _thaws(state, utc)
         decision.actions += self._empty_blocks(state, gone)
-        decision.actions += self._leftovers(state, gone)
         self._since = {name: since for name, since in self._since.items() if name in self._seen}
         return decision
 
@@ -147,7 +147,12 @@ class Collector:
         return found + [mend for mend in (*mends, *handle_mends(state, report)) if self._is_same(mend)]
 
     def _is_same(self, mend: Mend) -> bool:
-        return self._is_over(f"{mend} {sorted(mend.unchanged.items())}")
+        """Whether the object, which ``unchanged`` names first, has been so for the grace period.
+
+        Its block may have changed meanwhile: it does all the time where pods come and go.
+        """
+        revision = next(iter(mend.unchanged.values()))
+        return self._is_over(f"{mend} {revision}")
 
     def _is_over(self, name: str) -> bool:
         """Whether it has been so for the grace period; the first look begins it."""

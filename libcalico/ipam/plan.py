@@ -46,7 +46,7 @@ class Thaw(msgspec.Struct, frozen=True):
 
 
 class Mend(msgspec.Struct, frozen=True):
-    """Write, if all of ``unchanged`` still stand at their revisions (0: are not there)."""
+    """Write, if all of ``unchanged`` still stand at their revisions (0: are not there); first the object mended."""
 
     what: str
     unchanged: Mapping[str, int]

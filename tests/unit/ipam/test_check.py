@@ -155,6 +155,10 @@ CASES: dict[str, tuple[Callable[[World], object], dict[str, list[str]], list[str
         lambda w: w.block("10.0.0.16/29", "dead", {}), {"homeless": ["dead"]},
         ["release block 10.0.0.16/29 of node dead"],
     ),
+    "a node is gone and its block is lent to another": (
+        lambda w: w.block("10.0.0.16/29", "dead", {"10.0.0.17": used("a", "net.far")})
+        .endpoint("a-k8s-far-eth0", "a", "10.0.0.17"), {}, [],
+    ),
 }  # fmt: skip
 
 
