@@ -136,18 +136,26 @@ class Cluster(RuleBasedStateMachine):
         self.run(world.store(self.store))
         self.store.strict = strict
 
-    @rule(work=st.lists(st.tuples(nodes, st.integers(1, 5)), min_size=1, max_size=4), script=fates)
-    def add_pods(self, work: list[tuple[str, int]], script: list[str]) -> None:
-        self.run(*(self._add(node, number) for node, number in work), script=script)
+    @rule(
+        work=st.lists(st.tuples(nodes, st.integers(1, 5)), min_size=1, max_size=4),
+        leaving=st.lists(nodes, max_size=1),
+        script=fates,
+    )
+    def add_pods(self, work: list[tuple[str, int]], leaving: list[str], script: list[str]) -> None:
+        """While they are added, a node may give up its blocks."""
+        adding = (self._add(node, number) for node, number in work)
+        self.run(*adding, *(self._quiet(self.client(node).release_host()) for node in leaving), script=script)
 
     @rule(data=st.data(), script=fates)
     def add_addresses_to_a_pod(self, data: st.DataObject, script: list[str]) -> None:
-        """Two at a time to one handle, while another one of it may be removed."""
+        """Two at a time to one handle, while one that it has is given back."""
         handles = sorted(set(self.held.values()) - self.unsure)
         if handles:
             handle = data.draw(st.sampled_from(handles))
             work = [self._more(handle, number) for number in data.draw(st.lists(st.integers(1, 3), max_size=2))]
-            self.run(*work, script=script)
+            mine = sorted(addr for addr, owner in self.held.items() if owner == handle)
+            less = data.draw(st.lists(st.sampled_from(mine), max_size=1))
+            self.run(*(self._less(handle, addr) for addr in less), *work, script=script)
 
     @rule(data=st.data(), script=fates)
     def remove_pods(self, data: st.DataObject, script: list[str]) -> None:
@@ -246,6 +254,14 @@ class Cluster(RuleBasedStateMachine):
         except IpamError:
             return
         await self._told([addr for addr, _ in got], handle)
+
+    async def _less(self, handle: str, addr: Addr) -> None:
+        del self.held[addr]
+        await self._told([], handle)
+        try:
+            await self.client(self.homes[handle]).release_ips([addr], handle=handle)
+        except OutcomeUnknown:
+            self.unsure.add(handle)
 
     async def _ask(self, addr: Addr, node: str) -> None:
         self.count += 1
