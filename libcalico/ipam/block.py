@@ -6,7 +6,6 @@ Source: libcalico-go/lib/ipam/ipam_block.go, libcalico-go/lib/backend/model/bloc
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
@@ -182,15 +181,26 @@ def fnv1(data: bytes) -> int:
     return value
 
 
+def _copy(block: Block) -> Block:
+    """A block whose lists and maps of allocations may be changed; attributes are never changed themselves."""
+    return {
+        **block,
+        "allocations": list(block["allocations"]),
+        "unallocated": list(block["unallocated"]),
+        "attributes": list(block.get("attributes") or []),
+        "sequenceNumberForAllocation": dict(block.get("sequenceNumberForAllocation") or {}),
+    }
+
+
 def _take(block: Block, ordinals: list[int], handle: str, attributes: Mapping[str, str]) -> Block:
     if not ordinals:
         return block
-    changed = copy.deepcopy(block)
+    changed = _copy(block)
     wanted = {"handle_id": handle, "secondary": dict(attributes)}
-    known = changed["attributes"] = changed.get("attributes") or []
+    known = changed["attributes"]
     if wanted not in known:
         known.append(wanted)
-    sequences = changed["sequenceNumberForAllocation"] = changed.get("sequenceNumberForAllocation") or {}
+    sequences = changed["sequenceNumberForAllocation"]
     for ordinal in ordinals:
         changed["allocations"][ordinal] = known.index(wanted)
         sequences[str(ordinal)] = changed.get("sequenceNumber", 0)
@@ -204,8 +214,8 @@ def _cool(block: Block, ordinals: list[int], released_at: str) -> Block:
     """As Calico: the addresses stay allocated, to an attribute that tells when they were given back and no more."""
     if not ordinals:
         return block
-    changed = copy.deepcopy(block)
-    sequences = changed["sequenceNumberForAllocation"] = changed.get("sequenceNumberForAllocation") or {}
+    changed = _copy(block)
+    sequences = changed["sequenceNumberForAllocation"]
     changed["attributes"].append({"releasedAt": released_at})
     for ordinal in ordinals:
         changed["allocations"][ordinal] = len(changed["attributes"]) - 1
@@ -217,10 +227,10 @@ def _cool(block: Block, ordinals: list[int], released_at: str) -> Block:
 def _give_back(block: Block, ordinals: list[int]) -> Block:
     if not ordinals:
         return block
-    changed = copy.deepcopy(block)
+    changed = _copy(block)
     for ordinal in ordinals:
         changed["allocations"][ordinal] = None
-        (changed.get("sequenceNumberForAllocation") or {}).pop(str(ordinal), None)
+        changed["sequenceNumberForAllocation"].pop(str(ordinal), None)
     changed["unallocated"] += ordinals
     changed["sequenceNumber"] = changed.get("sequenceNumber", 0) + 1
     return _compact(changed)

@@ -30,7 +30,7 @@ from tests.etcd_server import DIE_WITH_PARENT, EtcdServer
 from tests.ipam_world import World
 
 NODES, WORKERS, COLLECTORS, KILLS = 3, 6, 2, 14
-GRACE = {"controllers": {"node": {"leakGracePeriod": "2s"}}}
+GRACE = {"controllers": {"node": {"leakGracePeriod": "4s"}}}
 _FOREVER = float("inf")
 
 
@@ -89,7 +89,7 @@ def _torment(folder: Path, url: str) -> list[Child]:
     living = [start("pods", n) for n in range(WORKERS)] + [start("collect", n) for n in range(COLLECTORS)]
     _await_lines(living[0])
     for kill in range(KILLS):
-        time.sleep(rng.uniform(0.0, 0.5))  # the moment of death is what is random here
+        time.sleep(rng.uniform(0.0, 0.35))  # the moment of death is what is random here
         victim = living.pop(rng.randrange(len(living)))
         victim.kill()
         if kill < KILLS - WORKERS:
