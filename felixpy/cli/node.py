@@ -30,6 +30,7 @@ VERBS = {
                    "add_checks_arguments", "checks"),
     "checksystem": Verb("the kernel and its parts, as far as a node needs them", "node_checks",
                         "add_checksystem_arguments", "checksystem"),
+    "diags": Verb("collect diagnostics into one tarball, without secrets", "node_diags"),
 }  # fmt: skip
 
 

@@ -82,6 +82,15 @@ class Masker:
                 return HIDDEN if secret else value
 
 
+def names_a_secret(name: str) -> bool:
+    """True if what stands under such a name is a secret.
+
+    >>> names_a_secret("ETCD_PASSWORD"), names_a_secret("ETCD_ENDPOINTS")
+    (True, False)
+    """
+    return bool(_NAME.search(name))
+
+
 def _is_secret(key: str, above: bool) -> bool:
     return not key.endswith("Ref") and (above or bool(_NAME.search(key)))
 
