@@ -7,6 +7,7 @@ together.  What cannot be had is told in ``index.txt`` and stops nothing.  Every
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -275,8 +276,18 @@ def known_secrets(environ: Mapping[str, str], places: Places, etcd_password: str
             secrets.append(_head(file).strip())
     for entry, file in _files(places):
         if entry.startswith("config/"):
-            secrets += secrets_in(_head(file))
+            for secret in secrets_in(_head(file)):
+                secrets += [secret, *_decoded(secret)]  # ExaBGP's configuration holds passwords in base64
     return [secret for secret in secrets if secret]
+
+
+def _decoded(text: str) -> list[str]:
+    """What a text stands for if it is base64 of a text."""
+    try:
+        decoded = base64.b64decode(text, validate=True).decode()
+    except ValueError:
+        return []
+    return [decoded] if decoded.isprintable() else []
 
 
 def _no_links(path: str, flags: int) -> int:

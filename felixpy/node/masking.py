@@ -20,7 +20,7 @@ _WORD = r"(?:pass(?:word|wd|phrase)|secret|token|private[_-]?key|pre-?shared[_-]
 _NAME = re.compile(_WORD, re.IGNORECASE)
 _QUOTED = r"""\\"(?:[^"\\\n]|\\[^"]){0,500}\\"|"(?:[^"\\\n]|\\.)*+"?|'(?:[^'\\\n]|\\.)*+'?"""
 _NAMED = re.compile(
-    rf"""({_WORD}[\w.-]{{0,60}}\\?["']?[ \t]{{0,20}}[=:][ \t]{{0,20}})({_QUOTED}|(?![{{\[])[^\s,}}\]]+)""",
+    rf"""({_WORD}[\w.-]{{0,60}}\\?["']?[ \t]{{0,20}}[=:][ \t]{{0,20}})({_QUOTED}|(?![{{\[]|\(hidden\))[^\s,}}\]]+)""",
     re.IGNORECASE,
 )
 _CONFIGURED = re.compile(r"""(\bpassword[ \t]{1,20})("[^"\n]{0,500}"|'[^'\n]{0,500}'|(?<=md5-password )[^\s;]+)""")
@@ -33,6 +33,7 @@ _PATTERNS = (
     (re.compile(r"\b(bearer|basic)[ \t]{1,20}[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     (re.compile(r"\beyJ[\w-]{8,4000}\.[\w-]{2,}\.[\w-]*"), HIDDEN),
 )  # fmt: skip
+_PLAIN = {"true", "false", "none", "null", "yes", HIDDEN}
 _SHORT = 6  # a secret of fewer characters is hidden only where it stands by itself
 
 
@@ -55,7 +56,7 @@ class Masker:
         for pattern, instead in _PATTERNS:
             text = pattern.sub(instead, text)
         for named in (_NAMED, _CONFIGURED):
-            text = named.sub(lambda found: f"{found[1]}{HIDDEN}", text)
+            text = named.sub(_instead, text)
         return text
 
     def document(self, value: Any) -> Any:
@@ -82,6 +83,13 @@ class Masker:
                 return HIDDEN if secret else value
 
 
+def _instead(found: re.Match[str]) -> str:
+    """The name, and in place of the value a word in the same quotes: JSON stays JSON."""
+    value = found[2]
+    quotes = '\\"' if value.startswith('\\"') else value[0] if value[0] in "\"'" else ""
+    return f"{found[1]}{quotes}{HIDDEN}{quotes}"
+
+
 def names_a_secret(name: str) -> bool:
     """True if what stands under such a name is a secret.
 
@@ -100,7 +108,9 @@ def secrets_in(text: str) -> Iterator[str]:
     for pattern in (_NAMED, _CONFIGURED):
         for found in pattern.finditer(text):
             value = found[2].strip("\"'")
-            if len(value) > 2 and not value.startswith(("/", "file:")):  # a path leads to a secret and is none
+            if (
+                len(value) > 2 and not value.startswith(("/", "file:")) and value.lower() not in _PLAIN
+            ):  # a path is none
                 yield value
 
 

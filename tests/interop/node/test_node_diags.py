@@ -42,7 +42,7 @@ def test_the_tarball_tells_what_the_host_is_like_and_no_secret(world: World, tmp
     assert "203.0.113.0/24 via 10.0.0.9 dev eth0" in whole["network/routes-ipv4"]
     assert "table inet calico" in whole["rules/nft"]
     assert "did not match" in whole["logs/log/birdpy.log"]
-    assert "md5-password (hidden)" in whole["config/birdpy/exabgp.conf"]
+    assert "md5-password '(hidden)'" in whole["config/birdpy/exabgp.conf"]
     assert "10.0.0.5/24" in whole["etcd/calico"]
     assert "node n1" in whole["checks/checks"]
     assert "nf_tables" in whole["checks/checksystem"]

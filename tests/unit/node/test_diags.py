@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tarfile
@@ -27,7 +28,8 @@ def places(tmp_path: Path) -> Places:
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "etc" / "felixpy.env").write_text(f"NODENAME=n1\nETCD_PASSWORD={ETCD}\n")
     (tmp_path / "etc" / "etcd.key").write_text("-----BEGIN PRIVATE KEY-----\nPlanted\n-----END PRIVATE KEY-----\n")
-    (tmp_path / "birdpy" / "exabgp.conf").write_text(f"neighbor 10.0.0.9 {{\n  md5-password '{MESH}';\n}}\n")
+    b64 = base64.b64encode(MESH.encode()).decode()  # as confd renders it
+    (tmp_path / "birdpy" / "exabgp.conf").write_text(f"neighbor 10.0.0.9 {{\n  md5-password '{b64}';\n}}\n")
     (tmp_path / "secrets" / "bgp" / "mesh").write_text(f"{LOGGED}\n")
     (tmp_path / "log" / "birdpy.log").write_text(f"peer 10.0.0.9 uses {MESH} and {LOGGED}, etcd {ETCD}\nall is well\n")
     (tmp_path / "log" / "shadow").symlink_to("/etc/hostname")
@@ -63,6 +65,7 @@ async def test_no_planted_secret_is_in_it_and_all_else_is(places: Places, tmp_pa
     found = await bundle(places, tmp_path, [Command("env", ("env",)), Command("echo", ("echo", MESH, "fine"))], store)
     for entry, content in found.items():
         assert "Planted" not in content, entry
+        assert base64.b64encode(MESH.encode()).decode() not in content, entry
     assert found["logs/log/birdpy.log"] == "peer 10.0.0.9 uses (hidden) and (hidden), etcd (hidden)\nall is well\n"
     assert found["config/etc/felixpy.env"] == "NODENAME=n1\nETCD_PASSWORD=(hidden)\n"
     assert "neighbor 10.0.0.9" in found["config/birdpy/exabgp.conf"]

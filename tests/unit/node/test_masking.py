@@ -65,6 +65,17 @@ def test_what_is_none_stays_as_it_is(text: str) -> None:
     assert Masker().text(text) == text
 
 
+def test_json_stays_json_and_a_second_pass_changes_nothing() -> None:
+    line = json.dumps({"a": {"password": PLANTED}, "b": json.dumps({"token": PLANTED}), "c": f"x, secret={PLANTED}"})
+    once = Masker().text(line.replace(f"={PLANTED}", f"={HIDDEN}"))
+    assert json.loads(once) == {
+        "a": {"password": HIDDEN},
+        "b": json.dumps({"token": HIDDEN}),
+        "c": f"x, secret={HIDDEN}",
+    }
+    assert Masker().text(once) == once
+
+
 def test_a_known_secret_is_hidden_wherever_and_however_it_stands() -> None:
     awkward = 'pa"ss w\\rd/ü'
     masker = Masker([awkward, "", "  "])
