@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from typing import Any, NamedTuple
 
 from libcalico.runtime.supervise import EX_FAILURE, EX_OK
@@ -60,6 +61,7 @@ async def run(args: argparse.Namespace) -> int:
     from felixpy.node.registration import NoAddress
     from felixpy.node.settings import load
     from felixpy.node.start import NodeStart, NotReachable
+    from felixpy.node.tunnels import assign_tunnel_addresses
     from libcalico.datastore.errors import OutcomeUnknown, Unavailable
     from libcalico.runtime.logs import configure_logging
     from libcalico.runtime.nodename import node_name
@@ -73,9 +75,8 @@ async def run(args: argparse.Namespace) -> int:
         raise ConfigError(str(why)) from None
     try:
         name = node_name(settings.nodename, os.environ)
-        # TUNNEL ADDRESSES, the one call site: give NodeStart a fifth argument, an async function of the node's name
-        # that calls libcalico.ipam.tunnels.ensure_tunnel_address; it runs last, once pools exist, and may be repeated.
-        started = await NodeStart(store, name, settings, lambda: read_host(settings)).run()
+        tunnels = partial(assign_tunnel_addresses, store)
+        started = await NodeStart(store, name, settings, lambda: read_host(settings), tunnels).run()
     except (NotReachable, Unavailable, OutcomeUnknown) as why:
         sys.stderr.write(f"node init: {why}\n")
         return EX_UNREACHABLE

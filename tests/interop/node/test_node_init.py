@@ -40,7 +40,7 @@ def test_a_host_registers_with_what_it_has_and_a_second_time_nothing_changes(wor
            "spec": {"bgp": {"asNumber": 64512, "fromTheFuture": [1]}, "alsoNew": True}}  # fmt: skip
     world.etcdctl("put", f"{NODES}n1", json.dumps(old))
     args = ("node", "init", "--name", "n1", "--ip", "autodetect", "--ip6", "autodetect", "--as", "64600")
-    done = world.felixctl(world.one, *args)
+    done = world.felixctl(world.one, *args, CALICO_IPV4POOL_VXLAN="Always")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "node n1: IPv4 10.0.0.5/24, IPv6 2001:db8::5/64, AS 64600 (registered)",
@@ -49,6 +49,7 @@ def test_a_host_registers_with_what_it_has_and_a_second_time_nothing_changes(wor
     ]
     node = get(world, "nodes/n1")
     assert node["spec"]["alsoNew"] is True
+    assert node["spec"]["ipv4VXLANTunnelAddr"].startswith("192.168.")
     assert node["spec"]["bgp"]["fromTheFuture"] == [1]
     assert node["metadata"]["labels"] == {"rack": "a"}
     listed = {one["name"]: one.get("addresses", []) for one in node["spec"]["interfaces"]}

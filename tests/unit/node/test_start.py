@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from felixpy.node.objects import Invalid
 from felixpy.node.register import Taken, agent_key, claim_key, register
 from felixpy.node.registration import HOST_ID, Host, NoAddress
 from felixpy.node.settings import load
-from felixpy.node.start import NodeStart, NotReachable, Started
+from felixpy.node.start import NodeStart, NotReachable, Started, TunnelStep
+from felixpy.node.tunnels import assign_tunnel_addresses
 from libcalico.datastore.api import Compare, Op, Page, TxnResult
 from libcalico.datastore.errors import Denied, OutcomeUnknown, Unavailable
 from libcalico.datastore.memory import MemoryDatastore
@@ -29,13 +31,14 @@ def host(address: str = "10.0.0.5/24", host_id: str = "a" * 32) -> Host:
 
 
 async def start(
-    store: MemoryDatastore, folder: Path, name: str = "node1", of: Host | None = None, **environ: str
-) -> Started:
+    store: MemoryDatastore, folder: Path, name: str = "node1", of: Host | None = None,
+    tunnels: TunnelStep | None = None, **environ: str
+) -> Started:  # fmt: skip
     async def read_host() -> Host:
         return of or host()
 
     settings = load({"CALICO_NODENAME_FILE": str(folder / "nodename"), **environ}).value
-    return await NodeStart(store, name, settings, read_host).run()
+    return await NodeStart(store, name, settings, read_host, tunnels).run()
 
 
 async def rows(store: MemoryDatastore) -> dict[str, Any]:
@@ -119,6 +122,33 @@ async def test_what_somebody_has_set_stays(tmp_path: Path) -> None:
     assert await spec("tiers/default") == {"order": 7.0}
     assert await store.get(f"{RESOURCES}ippools/default-ipv4-ippool") is None
     assert await store.get(f"{RESOURCES}ippools/default-ipv6-ippool") is not None
+
+
+async def test_pools_with_tunnels_give_the_node_its_tunnel_addresses_and_a_second_run_keeps_them(
+    tmp_path: Path,
+) -> None:
+    store = MemoryDatastore()
+    environ = {"CALICO_IPV4POOL_VXLAN": "Always", "CALICO_IPV6POOL_VXLAN": "Always", "IP": "autodetect"}
+    await start(store, tmp_path, tunnels=partial(assign_tunnel_addresses, store), **environ)
+    spec = (await node(store, "node1"))["spec"]
+    assert spec["ipv4VXLANTunnelAddr"].startswith("192.168.")
+    assert spec["ipv6VXLANTunnelAddr"].startswith("fd")
+    before = await store.list("/")
+    again = await start(store, tmp_path, tunnels=partial(assign_tunnel_addresses, store), **environ)
+    assert not again.written
+    assert (await store.list("/")).items == before.items
+
+
+async def test_a_tunnel_address_that_cannot_be_had_holds_nothing_up(tmp_path: Path) -> None:
+    store = MemoryDatastore()
+    reserved = {"apiVersion": "projectcalico.org/v3", "kind": "IPReservation", "metadata": {"name": "all"},
+                "spec": {"reservedCIDRs": ["192.168.0.0/16"]}}  # fmt: skip
+    await store.put(f"{RESOURCES}ipreservations/all", json.dumps(reserved).encode())
+    started = await start(
+        store, tmp_path, tunnels=partial(assign_tunnel_addresses, store), CALICO_IPV4POOL_VXLAN="Always"
+    )
+    assert started.written
+    assert "ipv4VXLANTunnelAddr" not in (await node(store, "node1"))["spec"]
 
 
 # --- conflicts ------------------------------------------------------------------------------------------------------
