@@ -108,9 +108,9 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
     source: Source
     if settings.backend == "calico":
         extra = {"python": sys.executable, "relay": _relay_path(), "socket": settings.exabgp_socket}
-        source = CalicoSource(
-            node_name(settings.node, os.environ), settings.router_id, extra, SecretFiles(Path(settings.secrets_dir))
-        )
+        router_id = settings.router_id or os.environ.get("CALICO_ROUTER_ID", "")
+        secrets = SecretFiles(Path(settings.secrets_dir))
+        source = CalicoSource(node_name(settings.node, os.environ), router_id, extra, secrets)
     else:
         source = KeySource()
     if settings.backend == "file":

@@ -19,6 +19,7 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         prefix: Put before the keys of all resources (backend etcd).
         node: Name of this node (backend calico); empty: see
             :mod:`libcalico.runtime.nodename`.
+        router_id: Of BGP: an IPv4 address, or ``hash``; empty: ``CALICO_ROUTER_ID``, else the node's IPv4 address.
         interval_s: Render anew at least this often; 0: only on changes.
         settle_s: Changes are rendered when none has come for so long.
         settle_most_s: Changes that never cease are rendered as often as this.

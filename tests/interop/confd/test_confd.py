@@ -58,6 +58,14 @@ def test_onetime_writes_both_files_after_exabgp_itself_has_checked_them(seeded: 
     assert (tmp_path / "out" / "exabgp.conf").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_router_id_is_calicos_variable_unless_confd_has_its_own(seeded: EtcdServer, tmp_path: Path) -> None:
+    for own, expected in (("", "192.0.2.77"), ("192.0.2.88", "192.0.2.88")):
+        environ = {**environment(seeded, tmp_path), "CALICO_ROUTER_ID": "192.0.2.77", "CONFD_ROUTER_ID": own}
+        command = [*CONFD, "-onetime", "-sync-only"]
+        subprocess.run(command, env=environ, capture_output=True, timeout=60, check=True)
+        assert json.loads((tmp_path / "out" / "speaker.json").read_text())["routerId"] == expected
+
+
 def test_without_the_node_there_is_nothing_to_render_and_the_exit_says_so(etcd: EtcdServer, tmp_path: Path) -> None:
     done = run(etcd, tmp_path, "-onetime")
     assert done.returncode == 1
