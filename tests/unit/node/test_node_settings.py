@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from felixpy.node.settings import NodeSettings, load
@@ -95,3 +99,11 @@ def test_two_encapsulations_and_pools_that_are_wanted_and_not_wanted_are_refused
         settings(CALICO_IPV4POOL_IPIP="Always", CALICO_IPV4POOL_VXLAN="Always")
     with pytest.raises(ConfigError, match="NO_DEFAULT_POOLS is set"):
         settings(NO_DEFAULT_POOLS="true", CALICO_IPV6POOL_CIDR="fd00:1::/48")
+
+
+def test_every_variable_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "node.md").read_text()
+    for field in msgspec.structs.fields(NodeSettings):
+        variable = field.encode_name.upper()
+        short = re.sub(r"^CALICO_IPV[46]POOL", "", variable)
+        assert f"`{variable}" in text or f"`{short}`" in text, variable
