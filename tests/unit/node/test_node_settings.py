@@ -106,4 +106,5 @@ def test_every_variable_is_in_the_documentation() -> None:
     for field in msgspec.structs.fields(NodeSettings):
         variable = field.encode_name.upper()
         short = re.sub(r"^CALICO_IPV[46]POOL", "", variable)
-        assert f"`{variable}" in text or f"`{short}`" in text, variable
+        same = variable.replace("IPV6POOL", "IPV4POOL")  # said once for both
+        assert f"`{same}" in text or f"`{short}`" in text, variable

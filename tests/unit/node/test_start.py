@@ -164,8 +164,24 @@ async def test_an_address_of_another_node_is_refused_and_the_node_not_made(tmp_p
     assert made.written
 
 
+class Interleaving(MemoryDatastore):
+    """Every call lets all others go first, as a network does."""
+
+    async def get(self, key: str) -> Any:
+        await asyncio.sleep(0)
+        return await super().get(key)
+
+    async def list(self, prefix: str, *, revision: int = 0) -> Page:
+        await asyncio.sleep(0)
+        return await super().list(prefix, revision=revision)
+
+    async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        await asyncio.sleep(0)
+        return await super().txn(compares, success, failure)
+
+
 async def test_of_hosts_that_want_one_address_at_once_exactly_one_gets_it(tmp_path: Path) -> None:
-    store = MemoryDatastore()
+    store = Interleaving()
     await start(store, tmp_path, "first", host("10.0.0.9/24", "c" * 32))
     settings = load({}).value
     done = await asyncio.gather(
@@ -173,6 +189,30 @@ async def test_of_hosts_that_want_one_address_at_once_exactly_one_gets_it(tmp_pa
     )
     assert sum(isinstance(one, Taken) for one in done) == 11
     assert len((await store.list(NODES)).items) == 2
+
+
+class Busy(MemoryDatastore):
+    """Somebody else labels the node between every look at it and the next write, for a while."""
+
+    labels = 0
+
+    async def txn(self, compares: Sequence[Compare], success: Sequence[Op], failure: Sequence[Op] = ()) -> TxnResult:
+        row = await self.get(f"{NODES}node1")
+        if row is not None and self.labels < 3 and any(compare.key == row.key for compare in compares):
+            self.labels += 1
+            document = json.loads(row.value)
+            document["metadata"].setdefault("labels", {})[f"label{self.labels}"] = "x"
+            await self.put(row.key, json.dumps(document).encode())
+        return await super().txn(compares, success, failure)
+
+
+async def test_what_others_change_in_the_node_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    store = Busy()
+    await start(store, tmp_path)
+    await start(store, tmp_path, AS="64600")
+    found = await node(store, "node1")
+    assert found["metadata"]["labels"] == {"label1": "x", "label2": "x", "label3": "x"}
+    assert found["spec"]["bgp"]["asNumber"] == 64600
 
 
 async def test_a_former_address_that_is_anothers_now_is_given_up(tmp_path: Path) -> None:
@@ -215,7 +255,7 @@ async def test_a_name_of_another_living_host_is_refused_and_that_of_a_dead_one_t
 
 
 async def test_of_two_hosts_of_one_name_that_start_at_once_one_is_refused() -> None:
-    store, settings = MemoryDatastore(), load({}).value
+    store, settings = Interleaving(), load({}).value
     done = await asyncio.gather(
         *(register(store, "node1", settings, host(f"10.0.0.{i}/24", f"{i:032}")) for i in (5, 6)),
         return_exceptions=True,
