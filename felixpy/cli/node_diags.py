@@ -26,6 +26,7 @@ async def run(args: argparse.Namespace) -> int:
     from felixpy.node.diags import Bundle, Places, collect, commands, known_secrets
     from felixpy.node.masking import Masker
     from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+    from libcalico.runtime.logs import leaves
     from libcalico.runtime.nodename import node_name
 
     if os.geteuid() != 0:
@@ -42,8 +43,11 @@ async def run(args: argparse.Namespace) -> int:
     try:
         await collect(bundle, store, os.environ, places, masker, commands(args.config))
         await asyncio.to_thread(bundle.close)
-    except BaseException:
+    except BaseException as why:
         bundle.abandon()
+        for reason in leaves(why):
+            if isinstance(reason, OSError):  # it cannot be written: the disk is full
+                raise OSError(f"{bundle.path}: {reason.strerror or reason}") from None
         raise
     finally:
         await store.close()

@@ -53,7 +53,11 @@ async def run(args: argparse.Namespace) -> int:
 
 async def _init(command: tuple[str, ...]) -> int:
     """A process of its own: what it loads would stay in this one for good."""
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+    from felixpy.node.daemons import end_with_parent
+
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, preexec_fn=end_with_parent
+    )
     try:
         return await process.wait()
     finally:

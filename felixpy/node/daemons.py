@@ -105,7 +105,7 @@ class Supervisor:
         try:
             process = await asyncio.create_subprocess_exec(
                 *daemon.command, env=self._environ, stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )  # fmt: skip
         except OSError as why:
             self._log.error("daemon-not-startable", daemon=daemon.name, reason=str(why))
@@ -139,7 +139,7 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Asked to stop when the supervisor dies: what forwards stays in the kernel."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -134,7 +135,8 @@ class Bundle:
 
     def abandon(self) -> None:
         """Remove what there is."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # a full disk does not take the rest
+            self._stream.close()
         self.path.unlink(missing_ok=True)
 
     def _write(self, entry: str, content: bytes) -> None:

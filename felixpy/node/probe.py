@@ -29,8 +29,8 @@ def read_system(kernel_config: str = "", *, probe: bool = False) -> SystemFacts:
     release = platform.release()
     modules = Path("/lib/modules") / release
     loaded = _loaded()
-    builtin, loadable = _listed(modules / "modules.builtin"), _listed(modules / "modules.dep")
-    config = _config(kernel_config, release)
+    builtin, loadable = listed_modules(modules / "modules.builtin"), listed_modules(modules / "modules.dep")
+    config = kernel_config_of(kernel_config, release)
     parts = {
         part.module: presence(
             part.module, part.symbol, loaded=loaded, builtin=builtin, loadable=loadable, config=config
@@ -49,7 +49,7 @@ def _loaded() -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if line)
 
 
-def _listed(file: Path) -> frozenset[str] | None:
+def listed_modules(file: Path) -> frozenset[str] | None:
     """Modules of ``modules.builtin`` or ``modules.dep``: the name of the file before any colon."""
     try:
         lines = file.read_text(errors="replace").splitlines()
@@ -60,8 +60,8 @@ def _listed(file: Path) -> frozenset[str] | None:
     )
 
 
-def _config(given: str, release: str) -> dict[str, str] | None:
-    """The kernel's configuration; None: it is nowhere to be found."""
+def kernel_config_of(given: str, release: str) -> dict[str, str] | None:
+    """The kernel's configuration, symbol -> value; None: it is nowhere.  Raises ValueError for ``given``."""
     places = [given] if given else ["/proc/config.gz", f"/boot/config-{release}", f"/lib/modules/{release}/config",
                                     f"/lib/modules/{release}/build/.config"]  # fmt: skip
     for place in places:

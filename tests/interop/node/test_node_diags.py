@@ -48,3 +48,14 @@ def test_the_tarball_tells_what_the_host_is_like_and_no_secret(world: World, tmp
     assert "nf_tables" in whole["checks/checksystem"]
     assert "birdpy/status" in whole["index.txt"]
     assert "index.txt" in whole
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(world: World, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    world.one.run("mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small))
+    done = world.felixctl(world.one, "node", "diags", "--output", str(small), NODENAME="n1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("No space left on device\n")
+    assert world.one.run("ls", str(small)) == ""

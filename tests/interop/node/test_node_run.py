@@ -100,3 +100,22 @@ def test_bad_settings_and_a_refused_registration_start_nothing(alone: World, tmp
     assert start(alone, log, "--ip", "nonsense").wait(timeout=30) == 78
     assert start(alone, log, "--name", "n1", "--ip-autodetection-method", "interface=none").wait(timeout=30) == 1
     assert not table_stands(alone.one)
+
+
+def test_where_systemd_runs_it_starts_the_target(alone: World, tmp_path: Path) -> None:
+    """A systemctl of our own stands for systemd's: no machine that tests runs one for us."""
+    tools, asked = tmp_path / "bin", tmp_path / "asked"
+    tools.mkdir()
+    (tools / "systemctl").write_text(f"#!/bin/sh\necho $* >>{asked}\ntest -e {tmp_path}/installed || "
+                                     "{ echo Unit felixpy.target not found.; exit 5; }\n")  # fmt: skip
+    (tools / "systemctl").chmod(0o755)
+    alone.one.run("mkdir", "-p", "/run/systemd/system")
+    path = f"{tools}:{os.environ['PATH']}"
+    refused = alone.felixctl(alone.one, "node", "run", "--name", "n1", PATH=path)
+    assert refused.returncode == 1
+    assert "Unit felixpy.target not found.\n  systemd/README.md says" in refused.stderr
+    (tmp_path / "installed").touch()
+    done = alone.felixctl(alone.one, "node", "run", "--no-init", PATH=path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert asked.read_text() == "start felixpy.target\n" * 2
+    assert "nodes/n1" in alone.etcdctl("get", "--keys-only", "--prefix", "/calico/resources/")

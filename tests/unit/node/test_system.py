@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
+
 import pytest
 
+from felixpy.node.probe import kernel_config_of, listed_modules
 from felixpy.node.system import PARTS, Presence, SystemFacts, judge_system, presence
 from felixpy.node.verdict import Level, Verdict
 
@@ -76,3 +80,23 @@ NONE: frozenset[str] = frozenset()
 def test_where_a_part_is_from_whatever_sources_there_are(sources: dict[str, object], expected: Presence) -> None:
     given = {"loaded": NONE, "builtin": None, "loadable": None, "config": None, **sources}
     assert presence("ifb", "CONFIG_IFB", **given) is expected  # type: ignore[arg-type]
+
+
+def test_modules_are_read_from_files_of_every_packing(tmp_path: Path) -> None:
+    file = tmp_path / "modules.dep"
+    file.write_text("kernel/net/x_tables.ko.xz:\nkernel/drivers/net/vxlan/vxlan.ko.zst: kernel/net/udp_tunnel.ko.zst\n"
+                    "kernel/net/netfilter/nft_chain_nat.ko.gz: a.ko\nkernel/net/cls-u32.ko:\n")  # fmt: skip
+    assert listed_modules(file) == {"x_tables", "vxlan", "nft_chain_nat", "cls_u32"}
+    assert listed_modules(tmp_path / "modules.builtin") is None
+
+
+def test_the_kernels_configuration_is_read_packed_or_not(tmp_path: Path) -> None:
+    text = "# Linux\nCONFIG_IFB=m\n# CONFIG_VXLAN is not set\nCONFIG_VETH=y\n"
+    (tmp_path / "config").write_text(text)
+    (tmp_path / "config.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("config", "config.gz"):
+        assert kernel_config_of(str(tmp_path / name), "6.1") == {"CONFIG_IFB": "m", "CONFIG_VETH": "y"}
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    for name in ("broken.gz", "absent"):
+        with pytest.raises(ValueError, match=name):
+            kernel_config_of(str(tmp_path / name), "6.1")
