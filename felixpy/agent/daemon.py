@@ -30,6 +30,7 @@ from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
+from felixpy.node.host import host_id
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
@@ -73,6 +74,7 @@ class Agent:
         self._reporter = StatusReporter(
             store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
             failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
+            host_id=host_id(),
         )  # fmt: skip
         self._in_sync = False
         self._calculating = asyncio.Lock()  # a batch is taken whole

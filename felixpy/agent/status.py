@@ -35,8 +35,9 @@ class StatusReporter:
     def __init__(
         self, store: Datastore, keeper: LeaseKeeper, graph: CalcGraph, clock: Clock, *,
         applied: Callable[[], int], failures: Callable[[], dict[str, str]], is_up: Callable[[str], bool],
-        interval_s: float,
+        interval_s: float, host_id: str = "",
     ) -> None:  # fmt: skip
+        self._host_id = host_id
         self._store, self._keeper, self._graph, self._clock = store, keeper, graph, clock
         self._applied, self._failures, self._is_up = applied, failures, is_up
         self._interval_s = interval_s
@@ -75,6 +76,7 @@ class StatusReporter:
         problems = self._graph.problems.items()
         return {
             "node": self._graph.node,
+            **({"hostId": self._host_id} if self._host_id else {}),
             "appliedRevision": self._applied(),
             "endpoints": len(self._graph.endpoints),
             "policies": len(self._graph.resolver.policies),

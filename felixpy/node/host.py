@@ -33,7 +33,7 @@ async def read_host(settings: NodeSettings) -> Host:
         if (method := settings.method(family)).reach
     }
     ipv6 = settings.felix_ipv6support and _speaks_ipv6()
-    return Host(await read_interfaces(), reached, host_id(_MACHINE_ID_FILES), ipv6)
+    return Host(await read_interfaces(), reached, host_id(), ipv6)
 
 
 def _speaks_ipv6() -> bool:
@@ -77,7 +77,7 @@ async def source_towards(destination: str, family: Family) -> Addr | None:
     return None
 
 
-def host_id(files: Iterable[Path]) -> str:
+def host_id(files: Iterable[Path] = _MACHINE_ID_FILES) -> str:
     """A stable id of this host, 32 hex digits, from its machine id; empty: it has none."""
     for file in files:
         try:

@@ -125,7 +125,11 @@ async def _check_name(store: Datastore, name: str, stored: Document | None, clai
     if claim is not None and lately != host.host_id:
         raise Taken(f"another host has registered as node {name} within the last {CLAIM_TTL_S} s: set NODENAME")
     owner = host_id_of(stored)
-    if owner and owner != host.host_id and await store.get(agent_key(name)) is not None:
+    if not owner or owner == host.host_id:
+        return
+    agent = await store.get(agent_key(name))
+    # A host that was installed anew finds its own agent alive: at boot that does not wait for the registration.
+    if agent is not None and (parse(agent) or {}).get("hostId") != host.host_id:
         raise Taken(f"node {name} is another host, and its agent is alive: set NODENAME")
 
 

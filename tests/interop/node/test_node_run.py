@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from libcalico.testing.netns import Namespace
 from tests.interop.node.world import World
+
+NODES = "/calico/resources/v3/projectcalico.org/nodes/"
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -57,8 +60,17 @@ def test_a_node_comes_up_gets_over_a_dead_daemon_and_leaves_forwarding_when_it_e
     node = start(alone, log, "--name", "n1")
     try:
         until(lambda: len(daemons(node.pid)) == 3 and table_stands(alone.one), "the daemons do not come up")
-        assert "/calico/resources/v3/projectcalico.org/nodes/n1" in alone.etcdctl("get", "--keys-only", "--prefix", "/")
+        assert f"{NODES}n1" in alone.etcdctl("get", "--keys-only", "--prefix", "/")
         until(lambda: "felixpy/v1/nodes/n1" in alone.etcdctl("get", "--keys-only", "--prefix", "/"), "no status")
+        alone.etcdctl("del", "/felixpy/v1/registrations/n1")
+        alone.two.run("ip", "address", "add", "10.0.0.6/24", "dev", "eth0")
+        other = alone.felixctl(alone.two, "node", "init", "--name", "n1", "--ip", "autodetect")
+        assert (other.returncode, other.stderr) == (
+            1, "node init: node n1 is another host, and its agent is alive: set NODENAME\n",
+        )  # fmt: skip
+        status = json.loads(alone.etcdctl("get", "--print-value-only", "/felixpy/v1/nodes/n1/felixpy"))
+        stored = json.loads(alone.etcdctl("get", "--print-value-only", f"{NODES}n1"))
+        assert status["hostId"] == stored["metadata"]["annotations"]["felixpy.io/host-id"]
         before = daemons(node.pid)
         os.kill(before["felixpy.agent.main"], signal.SIGKILL)
         old = before["felixpy.agent.main"]
@@ -85,7 +97,7 @@ def test_a_host_that_was_a_node_before_starts_without_etcd_and_registers_later(a
     try:
         until(lambda: table_stands(alone.one), "policy waits for etcd")
         alone.start_etcd()
-        nodes = ("get", "--keys-only", "--prefix", "/calico/resources/v3/projectcalico.org/nodes/")
+        nodes = ("get", "--keys-only", "--prefix", NODES)
         until(lambda: alone.etcdctl(*nodes).strip().endswith("/n1"), log.read_text())
         assert set(daemons(node.pid)) <= {"felixpy.agent.main", "felixpy.cli.main"}
         node.send_signal(signal.SIGINT)

@@ -248,7 +248,10 @@ async def test_a_name_of_another_living_host_is_refused_and_that_of_a_dead_one_t
     with pytest.raises(Taken, match="is another host, and its agent is alive"):
         await start(store, tmp_path, of=other, IP="autodetect")
     assert (await start(store, tmp_path)).written is False  # the owner itself is not in its own way
-    await store.delete(agent_key("node1"))
+    await store.put(agent_key("node1"), json.dumps({"hostId": "a" * 32}).encode())
+    with pytest.raises(Taken, match="is another host, and its agent is alive"):
+        await start(store, tmp_path, of=other, IP="autodetect")
+    await store.put(agent_key("node1"), json.dumps({"hostId": "b" * 32}).encode())  # our own agent, started before us
     taken = await start(store, tmp_path, of=other, IP="autodetect")
     assert taken.document["metadata"]["annotations"] == {HOST_ID: "b" * 32}
     assert taken.document["spec"]["bgp"]["ipv4Address"] == "10.0.0.6/24"
