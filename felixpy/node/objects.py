@@ -69,9 +69,9 @@ def unchanged(key: str, row: KeyValue | None) -> Compare:
     return Compare(key, CompareTarget.MOD_REVISION, row.mod_revision)
 
 
-async def pause(attempt: int, rng: random.Random) -> None:
+async def pause(attempt: int, rng: random.Random, longest_s: float = _LONGEST_WAIT_S) -> None:
     """Wait a random while, longer the more often it was tried: others want the same."""
-    await asyncio.sleep(rng.uniform(0, min(_LONGEST_WAIT_S, 0.005 * 2**attempt)))
+    await asyncio.sleep(rng.uniform(0, min(longest_s, 0.005 * 2 ** min(attempt, 20))))
 
 
 class Objects:

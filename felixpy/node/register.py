@@ -10,7 +10,9 @@ and the claim that a registration leaves for a minute.  A name whose last host i
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import random
 from typing import Final
 
@@ -37,6 +39,7 @@ from libcalico.net import IPV4, IPV6, Family
 NODES: Final = f"{RESOURCES}nodes/"
 CLAIM_TTL_S: Final = 60
 _TRIES = 200
+_LONGEST_PAUSE_S = 2.0  # with hundreds of hosts, each look is at hundreds of nodes
 
 
 class Taken(Exception):
@@ -72,18 +75,22 @@ async def register(
         NoAddress: There is no address; one that was detected formerly is cleared first.
         Invalid, Contended, DatastoreError: It could not be written.
     """
-    rng, lease = rng or random.Random(), 0  # noqa: S311  # spreads retries
+    rng, lease = rng or random.Random(), _ClaimLease(store)  # noqa: S311  # spreads retries
     key = ResourceKey("Node", name)
     for attempt in range(_TRIES):
+        claim = await store.get(claim_key(name))
         page = await store.list(NODES)
         rows = {row.key: row for row in page.items}
-        row, claim = rows.get(key.path), await store.get(claim_key(name))
+        row = rows.get(key.path)
         stored = parse(row)
         if not settings.disable_node_name_check:
             await _check_name(store, name, stored, claim, host)
         plan = await _plan(store, key, row, stored, settings, host)
         if not plan.changed:
             return Registered(plan.document, False, plan.notes)
+        if host.host_id and not lease.is_fresh:
+            await lease.renew()
+            continue  # look again: the shorter it is from look to write, the fewer of many at once must repeat
         compares = [unchanged(key.path, row), unchanged(claim_key(name), claim)]
         if plan.addresses_changed and not settings.disable_node_ip_check:
             others = [(path.removeprefix(NODES), document) for path, other in rows.items()
@@ -94,12 +101,27 @@ async def register(
             compares.append(Compare(NODES, CompareTarget.PREFIX_UNCHANGED_SINCE, page.revision))
         ops: list[Op] = [Put(key.path, checked(plan.document, key, stored))]
         if host.host_id:
-            lease = lease or await store.lease_grant(CLAIM_TTL_S)
-            ops.append(Put(claim_key(name), json.dumps({"hostId": host.host_id}).encode(), lease))
+            ops.append(Put(claim_key(name), json.dumps({"hostId": host.host_id}).encode(), lease.id))
         if (await store.txn(compares, ops)).succeeded:
             return Registered(plan.document, True, plan.notes)
-        await pause(attempt, rng)
+        await pause(attempt, rng, _LONGEST_PAUSE_S)
     raise Contended(f"{key}: nodes changed whenever it was to be written")
+
+
+class _ClaimLease:
+    """The lease of a claim; one that was granted long ago may have ended while others were quicker."""
+
+    def __init__(self, store: Datastore) -> None:
+        self._store, self._granted_at = store, -math.inf
+        self.id = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        return asyncio.get_running_loop().time() - self._granted_at < CLAIM_TTL_S / 2
+
+    async def renew(self) -> None:
+        self._granted_at = asyncio.get_running_loop().time()
+        self.id = await self._store.lease_grant(CLAIM_TTL_S)
 
 
 async def _plan(
