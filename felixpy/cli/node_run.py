@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from felixpy.node.daemons import Daemon
 
 _TARGET = "felixpy.target"
+_NEEDED = ("felixpy-node-init.service", "felixpy.service")
 _HINT = f"  systemd/README.md says how {_TARGET} is installed; --foreground runs the daemons here"
 _SYSTEMCTL_S = 100.0  # longer than TimeoutStartSec= of the units
 
@@ -33,8 +34,9 @@ async def run(args: argparse.Namespace) -> int:
     from libcalico.runtime.logs import configure_logging, get_logger
     from libcalico.runtime.nodename import nodename_file
 
+    if systemd_runs() and not args.foreground:
+        return await _by_systemd(given=bool(node_init.as_words(args)) or args.no_init)
     configure_logging("felixctl", os.environ.get("CALICO_STARTUP_LOGLEVEL") or "info")
-    by_systemd = systemd_runs() and not args.foreground
     init = (sys.executable, "-m", "felixpy.cli.main", "-c", args.config, "node", "init",
             *node_init.as_words(args))  # fmt: skip
     daemons = daemons_of(os.environ.get("CALICO_NETWORKING_BACKEND") or "bird")
@@ -46,8 +48,6 @@ async def run(args: argparse.Namespace) -> int:
             daemons = (Daemon("node-init", init, once=True), *daemons)
         elif code != EX_OK:
             return code
-    if by_systemd:
-        return await _by_systemd()
     return await _in_foreground(daemons, {**os.environ, **({"NODENAME": args.nodename} if args.nodename else {})})
 
 
@@ -74,10 +74,19 @@ async def _in_foreground(daemons: Sequence[Daemon], environ: Mapping[str, str]) 
     return await supervisor.run()
 
 
-async def _by_systemd() -> int:
+async def _by_systemd(*, given: bool) -> int:
+    """Start the target; registration is one of its units, with the settings that all boots have."""
+    if given:
+        raise ValueError("systemd runs here: what is to be registered stands in /etc/felixpy/felixpy.env; --foreground"
+                         " takes it from the command line")  # fmt: skip
     code, said = await _systemctl("start", _TARGET)
     if code != EX_OK:
         sys.stderr.write(f"node run: {said or f'systemctl start {_TARGET} failed'}\n{_HINT}\n")
+        return EX_FAILURE
+    _, states = await _systemctl("is-active", *_NEEDED)
+    wrong = [f"{unit} is {state}" for unit, state in zip(_NEEDED, states.split(), strict=False) if state != "active"]
+    if wrong:
+        sys.stderr.write(f"node run: {'; '.join(wrong)}: journalctl -u {wrong[0].split()[0]} -n 5\n")
         return EX_FAILURE
     print(f"{_TARGET} is started: systemctl status {_TARGET}")
     return EX_OK

@@ -114,20 +114,31 @@ def test_bad_settings_and_a_refused_registration_start_nothing(alone: World, tmp
     assert not table_stands(alone.one)
 
 
-def test_where_systemd_runs_it_starts_the_target(alone: World, tmp_path: Path) -> None:
+def test_where_systemd_runs_it_starts_the_target_and_tells_what_did_not_come_up(alone: World, tmp_path: Path) -> None:
     """A systemctl of our own stands for systemd's: no machine that tests runs one for us."""
-    tools, asked = tmp_path / "bin", tmp_path / "asked"
+    tools, asked, states = tmp_path / "bin", tmp_path / "asked", tmp_path / "states"
     tools.mkdir()
-    (tools / "systemctl").write_text(f"#!/bin/sh\necho $* >>{asked}\ntest -e {tmp_path}/installed || "
-                                     "{ echo Unit felixpy.target not found.; exit 5; }\n")  # fmt: skip
+    (tools / "systemctl").write_text(
+        f"#!/bin/sh\necho $* >>{asked}\ntest -e {states} || {{ echo Unit felixpy.target not found.; exit 5; }}\n"
+        f'test "$1" = start || cat {states}\n'
+    )
     (tools / "systemctl").chmod(0o755)
     alone.one.run("mkdir", "-p", "/run/systemd/system")
     path = f"{tools}:{os.environ['PATH']}"
-    refused = alone.felixctl(alone.one, "node", "run", "--name", "n1", PATH=path)
+    refused = alone.felixctl(alone.one, "node", "run", PATH=path)
     assert refused.returncode == 1
     assert "Unit felixpy.target not found.\n  systemd/README.md says" in refused.stderr
-    (tmp_path / "installed").touch()
-    done = alone.felixctl(alone.one, "node", "run", "--no-init", PATH=path)
+    states.write_text("activating\nactive\n")
+    failed = alone.felixctl(alone.one, "node", "run", PATH=path)
+    assert failed.returncode == 1
+    assert "felixpy-node-init.service is activating: journalctl -u felixpy-node-init.service" in failed.stderr
+    states.write_text("active\nactive\n")
+    done = alone.felixctl(alone.one, "node", "run", PATH=path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert asked.read_text() == "start felixpy.target\n" * 2
-    assert "nodes/n1" in alone.etcdctl("get", "--keys-only", "--prefix", "/calico/resources/")
+    assert asked.read_text().splitlines()[:3] == [
+        "start felixpy.target", "start felixpy.target", "is-active felixpy-node-init.service felixpy.service",
+    ]  # fmt: skip
+    given = alone.felixctl(alone.one, "node", "run", "--ip", "10.0.0.5", PATH=path)
+    assert given.returncode == 1
+    assert "/etc/felixpy/felixpy.env" in given.stderr
+    assert not table_stands(alone.one)
