@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="node_verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         made = verbs.add_parser(name, help=verb.help, description=verb.help)
+        made.add_argument("-c", "--config", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         getattr(_module(verb), verb.arguments)(made)
 
 

@@ -20,7 +20,7 @@ from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 from libcalico.model.keys import RESOURCES
 from libcalico.testing.netns import Namespace
 from tests.etcd_server import EtcdServer
-from tests.interop.node.world import World
+from tests.interop.node.world import ETCD, World
 
 NODES = f"{RESOURCES}nodes/"
 
@@ -158,6 +158,16 @@ def test_settings_that_cannot_be_used_are_one_line_and_their_own_exit_code(world
     assert refused.returncode == 78
     assert refused.stderr == "CALICO_IPV4POOL_BLOCK_SIZE = '12': is not between 20 and 32\n"
     assert keys(world) == []
+
+
+def test_the_datastore_may_be_named_in_calicoctls_file_given_anywhere(world: World, tmp_path: Path) -> None:
+    world.one.run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
+    file = tmp_path / "calicoctl.cfg"
+    file.write_text(f"apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec:\n  etcdEndpoints: {ETCD}\n")
+    done = world.felixctl(world.one, "node", "init", "-c", str(file), NODENAME="n1", ETCD_ENDPOINTS="")
+    assert done.returncode == 0, done.stderr
+    again = world.felixctl(world.one, "-c", str(file), "node", "init", NODENAME="n1", ETCD_ENDPOINTS="")
+    assert "(as it was)" in again.stdout
 
 
 # --- etcd dies in the middle ----------------------------------------------------------------------------------------
