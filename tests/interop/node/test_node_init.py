@@ -170,6 +170,16 @@ def test_the_datastore_may_be_named_in_calicoctls_file_given_anywhere(world: Wor
     assert "(as it was)" in again.stdout
 
 
+def test_no_capability_is_needed_as_its_unit_has_none(world: World) -> None:
+    world.one.run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
+    command = world.command(world.one, "node", "init", "--name", "n1")
+    at = command.index("env")
+    command[at:at] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert "IPv4 10.0.0.5/24" in done.stdout
+
+
 # --- etcd dies in the middle ----------------------------------------------------------------------------------------
 
 
