@@ -19,15 +19,25 @@ _FULL, _NEARLY = 0.95, 0.75
 _FEW_FLOWS = 65_536
 _LONG_CHAINS = 8  # entries per bucket
 _FAR_OFF_US = 500_000
+_CLOCKS_APART_S = 3.0  # the Date of HTTP has whole seconds
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """One etcd member: how it answered.  ``error`` is empty if it did; ``cluster`` is its cluster's id."""
+    """One etcd member: how it answered.
+
+    Attributes:
+        url: As it was given.
+        error: Empty if it answered.
+        took_s: How long it took.
+        cluster: Id of its cluster.
+        ahead_s: How far its host's clock is ahead of ours, to a second; None: it did not say.
+    """
 
     url: str
     error: str = ""
     took_s: float = 0.0
     cluster: int = 0
+    ahead_s: float | None = None
 
 
 class ForeignChain(msgspec.Struct, frozen=True):
@@ -174,7 +184,13 @@ def _etcd(endpoints: tuple[Endpoint, ...]) -> list[Verdict]:
     found = []
     for endpoint in endpoints:
         name = f"etcd {endpoint.url}"
-        if not endpoint.error:
+        ahead_s = endpoint.ahead_s or 0.0
+        if not endpoint.error and abs(ahead_s) > _CLOCKS_APART_S:
+            differs = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this host's"
+            found.append(
+                warn(name, differs, "one of the two is wrong: certificates and the times in logs depend on it")
+            )
+        elif not endpoint.error:
             found.append(ok(name, f"answers in {endpoint.took_s * 1000:.0f} ms"))
         elif len(dead) == len(endpoints):
             found.append(fail(name, endpoint.error, "the node keeps what it has, and learns nothing new"))

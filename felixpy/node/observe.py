@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import json
+import re
+import ssl
 import time
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -138,13 +142,40 @@ async def _ask_etcd(settings: EtcdSettings, url: str) -> Endpoint:
     try:
         async with asyncio.timeout(_MOST_SECONDS):
             status = await store.status()
-        return Endpoint(url, took_s=time.monotonic() - started, cluster=status.cluster_id)
+        took_s = time.monotonic() - started
+        return Endpoint(url, took_s=took_s, cluster=status.cluster_id, ahead_s=await clock_ahead(settings, url))
     except TimeoutError:
         return Endpoint(url, f"no answer within {_MOST_SECONDS:g} s")
     except DatastoreError as why:
         return Endpoint(url, _reason(url, why))
     finally:
         await store.close()
+
+
+async def clock_ahead(settings: EtcdSettings, url: str) -> float | None:
+    """How far the clock of an endpoint's host is ahead of ours, in seconds, by the Date of its HTTP answer; or None."""
+    parts = urlsplit(url)
+    try:
+        context = await asyncio.to_thread(_tls, settings) if parts.scheme == "https" else None
+        async with asyncio.timeout(_MOST_SECONDS):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 2379, ssl=context)
+            try:
+                writer.write(f"GET /version HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+                await writer.drain()
+                head = await reader.readuntil(b"\r\n\r\n")
+            finally:
+                writer.close()
+        found = re.search(rb"^date:[ \t]*(.{10,40}?)\r$", head, re.IGNORECASE | re.MULTILINE)
+        return parsedate_to_datetime(found[1].decode()).timestamp() - time.time() if found else None
+    except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return None  # another proxy or port: what counts is gRPC
+
+
+def _tls(settings: EtcdSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=settings.ca_cert_file or None)
+    if settings.cert_file:
+        context.load_cert_chain(settings.cert_file, settings.key_file)
+    return context
 
 
 def _reason(url: str, why: DatastoreError) -> str:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from felixpy.node.observe import clock_ahead
+from libcalico.datastore.etcd import EtcdSettings
 from libcalico.testing.netns import Namespace
+from tests.etcd_server import EtcdServer
+from tests.interop.datastore.members import Certificates, Member
 from tests.interop.node.world import ETCD, PROGRAM, World
 
 WRITABLE = ("net.ipv4.ip_forward", "net.ipv4.conf.mgmt.rp_filter", "net.ipv4.conf.eth0.rp_filter")
@@ -93,3 +101,24 @@ def test_a_kernel_configuration_that_does_not_exist_is_one_line(world: World) ->
     done = world.felixctl(world.one, "node", "checksystem", "-f", "/nonexistent")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "/nonexistent: [Errno 2] No such file or directory: '/nonexistent'\n"
+
+
+async def test_the_clock_of_a_real_etcd_is_read_with_and_without_tls(etcd: EtcdServer, tmp_path: Path) -> None:
+    plain = await clock_ahead(EtcdSettings(), etcd.url)
+    assert plain is not None
+    assert abs(plain) < 30  # one machine, one clock
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make certificates")
+    made = Certificates(tmp_path)
+    flags = (f"--cert-file={made.server}", f"--key-file={made.key(made.server)}", f"--trusted-ca-file={made.ca}",
+             "--client-cert-auth")  # fmt: skip
+    member = Member(tmp_path / "tls", *flags)
+    member.scheme = "https"
+    with member:
+        settings = EtcdSettings(
+            ca_cert_file=str(made.ca), cert_file=str(made.client), key_file=str(made.key(made.client))
+        )
+        shown = await clock_ahead(settings, member.url)
+        assert shown is not None
+        assert abs(shown) < 30
+        assert await clock_ahead(EtcdSettings(), member.url) is None  # not trusted: nothing is said

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from email.utils import formatdate
+
 import msgspec
 import pytest
 
 from felixpy.node.checks import CheckFacts, Clock, Endpoint, ForeignChain, judge_checks
-from felixpy.node.observe import foreign_chains
+from felixpy.node.observe import clock_ahead, foreign_chains
 from felixpy.node.verdict import Level, Verdict
+from libcalico.datastore.etcd import EtcdSettings
 
 SYSCTLS = {
     "net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1", "net.ipv4.conf.all.rp_filter": "2",
@@ -115,6 +120,38 @@ def test_etcd_fails_when_no_member_answers_and_warns_when_some_do() -> None:
     none = judged(etcd=(down,), registered=None)
     assert only(none)[:2] == ("etcd http://b", Level.FAIL)
     assert "keeps what it has" in only(none)[2]
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(3600.0, "3600 s ahead of"), (-8.0, "8 s behind")])
+def test_a_clock_that_is_not_etcds_is_told(ahead: float, words: str) -> None:
+    (found,) = judged(etcd=(msgspec.structs.replace(GOOD.etcd[0], ahead_s=ahead), GOOD.etcd[1]))
+    assert (found.name, found.level) == ("etcd http://a", Level.WARN)
+    assert words in found.found
+    assert judged(etcd=(msgspec.structs.replace(GOOD.etcd[0], ahead_s=-1.2),)) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("HTTP/1.1 200 OK\r\nDate: {date}\r\n\r\n{{}}", 3600.0),
+        ("HTTP/1.1 404 Not Found\r\ndate: {date}\r\n\r\n", 3600.0),
+        ("HTTP/1.1 200 OK\r\nDate: yesterday at noon\r\n\r\n", None),
+        ("HTTP/1.1 200 OK\r\n\r\n", None),
+        ("\x15\x03\x01", None),
+        ("", None),
+    ],
+)
+async def test_the_clock_of_an_endpoint_is_read_from_its_answer(answer: str, expected: float | None) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer.format(date=formatdate(time.time() + 3600, usegmt=True)).encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        ahead = await clock_ahead(EtcdSettings(), url)
+    assert ahead == (None if expected is None else pytest.approx(expected, abs=30))
+    assert await clock_ahead(EtcdSettings(), url) is None  # nobody listens any more
 
 
 def test_members_of_two_clusters_are_a_fault() -> None:
