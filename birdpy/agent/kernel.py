@@ -113,9 +113,11 @@ class KernelSync:
     async def _resolve(self, addr: Addr) -> Resolution | None:
         """Where the kernel would send it, by any route but those from BGP (they might lead back to themselves)."""
         route = await self._lookup.route_to(addr)
-        if route is None or not route.next_hops or route.protocol == self._protocol:
+        if route is None or not route.next_hops:
             return None
         hop = route.next_hops[0]
+        if route.protocol == self._protocol:  # of ours only a static route that its own gateway lies within
+            return Resolution(hop.dev) if hop.gateway == addr else None
         return Resolution(hop.dev, hop.gateway, route.key.metric if hop.gateway else 0)
 
     # --- routes of others -------------------------------------------------------------------------------------------

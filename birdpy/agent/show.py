@@ -102,6 +102,12 @@ def _routes(daemon: Daemon, args: dict[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for prefix in prefixes:
         local = speaker.local_route(prefix)
+        if (static := speaker.external.get(prefix)) is not None and not protocol:
+            entry = speaker.fib.get(prefix)
+            used = {hop.gateway: hop.dev for hop in entry.hops} if entry is not None else {}
+            for hop in static.next_hops:
+                row = {"prefix": str(prefix), "from": "external", "nextHop": str(hop), "source": static.source}
+                rows.append({**row, "dev": used.get(hop, static.device), "best": hop in used})
         if local is not None and not protocol:
             rows.append({"prefix": str(prefix), "from": local.kind.value, "dev": local.interface, "best": True})
         decision = speaker.loc_rib.get(prefix)
@@ -200,7 +206,9 @@ def print_routes(result: list[dict[str, Any]], *, every: bool = False) -> None:
         star = "*" if r["best"] else " "
         where = f"via {r['nextHop']}" if "nextHop" in r else f"{r['from']} {r.get('dev', '')}".rstrip()
         print(f"{r['prefix']:<24}{star} {where} [{r['from']}]" + (" stale" if r.get("stale") else ""))
-        if every and "nextHop" in r:
+        if every and "source" in r:
+            print(f"    from {r['source']}" + ("" if r["best"] else "; not usable now"))
+        elif every and "nextHop" in r:
             print(f"    as path: {' '.join(map(str, r['asPath'])) or '(empty)'}  origin: {r['origin']}")
             print(
                 f"    local pref: {r['localPref']}  med: {r['med']}  communities: {' '.join(r['communities']) or '-'}"

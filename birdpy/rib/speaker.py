@@ -18,6 +18,7 @@ import msgspec
 from birdpy.rib.adj_rib_in import AdjRibIn, Key
 from birdpy.rib.decision import Candidate, Decision, decide
 from birdpy.rib.export import ExportPolicy, RouteSource, prefers_local
+from birdpy.rib.external import ExternalRoutes, parse_external_routes
 from birdpy.rib.filters import Subject, judge
 from birdpy.rib.path import (
     DEFAULT_LOCAL_PREF,
@@ -64,6 +65,7 @@ class Speaker:
         self._touched: dict[Prefix, None] = {}
         self._policy = ExportPolicy(self.config)
         self._gateways: dict[Prefix, Addr] = {}
+        self.external = ExternalRoutes()
         self._wireguard: frozenset[Addr] = frozenset()
 
     # --- configuration ----------------------------------------------------------------------------------------------
@@ -82,6 +84,7 @@ class Speaker:
                 if peer.config.reachable_by
             }
             wireguard = frozenset(map(Addr.parse, config.wireguard_peers))
+            external = parse_external_routes(config.external_routes)
         except ValueError as why:
             raise SpeakerError(str(why)) from None
         before = self._local
@@ -89,11 +92,15 @@ class Speaker:
         self.config, self._policy, self._wireguard = config, policy, wireguard
         changed = self._change_peers(peers)
         self._change_gateways(gateways)
+        touched, hops = self.external.configure(external)
+        self._touched.update(dict.fromkeys(sorted(touched)))
+        for addr in hops:
+            self._want_next_hop(addr)
         self._local = {p: self._own(LocalKind.STATIC, p) for p in policy.statics}
         self._local |= {p: self._own(LocalKind.BLOCK, p) for p in policy.blocks if not p.is_host}
         for name in self.peers if identity else changed:
             self._import_again(name)
-        for rows in (before, self.adj_rib_in, self._local, self._kernel):
+        for rows in (before, self.adj_rib_in, self._local, self._kernel, self.external):
             self._touched.update(dict.fromkeys(rows))
 
     def _own(self, kind: LocalKind, prefix: Prefix) -> LocalRoute:
@@ -279,7 +286,7 @@ class Speaker:
 
     def _want_next_hop(self, addr: Addr) -> None:
         """Ask for its resolution as long as anything uses it."""
-        if addr in self._next_hop_users or addr in self._gateway_users:
+        if addr in self._next_hop_users or addr in self._gateway_users or addr in self.external.users:
             self.wanted_next_hops.put(addr, True)
         else:
             self.wanted_next_hops.discard(addr)
@@ -308,6 +315,11 @@ class Speaker:
         else:
             self._resolutions[addr] = resolution
         self._touched.update(dict.fromkeys(self._next_hop_users.of(addr)))
+        for prefix in self.external.users.of(addr):
+            self._touched[prefix] = None
+            for beyond in self._next_hop_users:
+                if prefix.contains(beyond):
+                    self._touched.update(dict.fromkeys(self._next_hop_users.of(beyond)))
         for prefix in self._gateway_users.of(addr):
             self._touch_host_route(prefix)
 
@@ -363,7 +375,7 @@ class Speaker:
             return None
         gateway = self._gateways.get(next_hop.host_prefix) if self._gateways else None
         if gateway is None:
-            return self._resolutions.get(next_hop)
+            return self._resolutions.get(next_hop) or self.external.resolution(next_hop, self._resolutions.get)
         through = self._resolutions.get(gateway)
         return None if through is None or through.gateway else Resolution(through.dev, gateway, through.metric)
 
@@ -374,6 +386,9 @@ class Speaker:
     def _fib_entry(self, prefix: Prefix, decision: Decision | None, local: LocalRoute | None) -> FibEntry | None:
         if prefix in self._gateways:
             return self._host_route(prefix)
+        metric = self._policy.normal_priority(prefix.family)
+        if (entry := self.external.entry(prefix, local, metric, self._resolutions.get)) is not None:
+            return entry
         if decision is None or decision.best is None:
             return None
         metric = max(1, MAX_PRIORITY - _local_pref(decision.best.attributes))
@@ -458,7 +473,7 @@ class Speaker:
 
     def prefixes(self) -> list[Prefix]:
         """Every prefix that anything is known of."""
-        return sorted({*self.adj_rib_in, *self._local, *self._kernel})
+        return sorted({*self.adj_rib_in, *self._local, *self._kernel, *self.external})
 
     @property
     def empty(self) -> bool:
@@ -466,8 +481,8 @@ class Speaker:
         return (
             self.adj_rib_in.empty
             and not len(self._next_hop_users)
-            and len(self.wanted_next_hops) == len(self._gateway_users)
-            and not (self._resolutions.keys() - set(self._gateway_users))
+            and set(self.wanted_next_hops) == {*self._gateway_users, *self.external.users}
+            and not (self._resolutions.keys() - {*self._gateway_users, *self.external.users})
             and not self.loc_rib
             and not len(self.fib)
         )

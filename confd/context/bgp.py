@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from confd.context.filters import FilterReader
+from confd.context.networks import external_routes
 from confd.context.nodes import DEFAULT_PORT, Cluster, NodeView
 from confd.context.peers import PeerBuilder, SecretRef, secret_ref
 from confd.context.store import BgpStore
@@ -87,6 +88,7 @@ class BgpContext:
             ignored_interfaces=list(default.ignored_interfaces or []),
             tunnel_interfaces=["*.cali", "*.calico", *([] if programs_ipip else ["tunl0"])],
             wireguard_peers=self._wireguard_peers(me),
+            external_routes=external_routes(self._store, me, self.problems),
             ipv4_normal_route_priority=default.ipv4_normal_route_priority or 1024,
             ipv6_normal_route_priority=default.ipv6_normal_route_priority or 1024,
             log_severity=self._severity(own.log_severity_screen or default.log_severity_screen or "Info"),

@@ -12,6 +12,8 @@ from libcalico.model.resources import Resource
 from libcalico.net import Prefix
 
 _KINDS = frozenset({"Node", "IPPool", "BGPConfiguration", "BGPPeer", "BGPFilter", "Profile"})
+_NETWORK_SETS = frozenset({"NetworkSet", "GlobalNetworkSet"})
+NEXT_HOP = "felixpy.io/next-hop"
 
 
 @dataclass
@@ -28,7 +30,7 @@ class BgpStore:
         key = parse_key(path)
         if isinstance(key, BlockAffinityKey):
             return self._on_affinity(path, key, value)
-        if not isinstance(key, ResourceKey) or key.kind not in _KINDS | {"WorkloadEndpoint"}:
+        if not isinstance(key, ResourceKey) or key.kind not in _KINDS | _NETWORK_SETS | {"WorkloadEndpoint"}:
             return False
         was_bad = self.bad.pop(path, None)
         old = self.resources.pop(key, None)
@@ -40,6 +42,8 @@ class BgpStore:
         if key.kind == "WorkloadEndpoint" and not self._is_of_this_node(key):
             self.resources.pop(key, None)
             self.bad.pop(path, None)
+        if key.kind in _NETWORK_SETS and NEXT_HOP not in self._annotations(key):  # most are for policy alone
+            self.resources.pop(key, None)
         return old != self.resources.get(key) or was_bad != self.bad.get(path)
 
     def _on_affinity(self, path: str, key: BlockAffinityKey, value: bytes | None) -> bool:
@@ -63,3 +67,7 @@ class BgpStore:
     def _is_of_this_node(self, key: ResourceKey) -> bool:
         resource = self.resources.get(key)
         return resource is not None and resource.spec.node == self.node
+
+    def _annotations(self, key: ResourceKey) -> dict[str, str]:
+        resource = self.resources.get(key)
+        return (resource.metadata.annotations if resource is not None else None) or {}

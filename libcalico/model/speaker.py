@@ -111,6 +111,19 @@ class PrefixAdvertisement(msgspec.Struct, frozen=True, rename="camel", omit_defa
     communities: list[str]
 
 
+class ExternalRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A route to a network beyond the cluster (docs/bgp.md), for the kernel of this node and nobody else.
+
+    ``next_hops`` are of the CIDR's family and on a link of the node; of ``device``, if it is given, whatever subnets
+    that has.  ``source`` names the object it comes from.
+    """
+
+    cidr: str
+    next_hops: list[str]
+    device: str = ""
+    source: str = ""
+
+
 class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True):
     """The whole file.
 
@@ -130,6 +143,7 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
         ignored_interfaces: Patterns excluded from direct routes.
         tunnel_interfaces: Patterns of devices whose routes never leave over iBGP: each node makes its own.
         wireguard_peers: Addresses of nodes that are reached through WireGuard; felixpy programs their routes.
+        external_routes: Static routes to networks beyond the cluster; a prefix stands here at most once.
         normal_route_priority: Kernel metric of ordinary routes (Calico ≥ 3.32: 1024).
         kernel_protocol: rtm_protocol of the routes birdpy programs; kernel_table likewise.
     """
@@ -154,6 +168,7 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     ignored_interfaces: list[str] = []
     tunnel_interfaces: list[str] = msgspec.field(default_factory=lambda: ["*.cali", "*.calico"])
     wireguard_peers: list[str] = []
+    external_routes: list[ExternalRoute] = []
     program_unpooled: bool = True
     ipv4_normal_route_priority: int = 1024
     ipv6_normal_route_priority: int = 1024

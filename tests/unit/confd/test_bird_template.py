@@ -55,6 +55,11 @@ EVERYTHING: dict[str, Any] = {
             "importV6": [{"action": "Reject", "cidr": "fd00::/8", "matchOperator": "NotIn"}],
         }
     },
+    R + "globalnetworksets/office": {
+        "metadata": {"annotations": {"felixpy.io/next-hop": "10.0.0.1,10.0.0.2,fe80::1",
+                                     "felixpy.io/next-hop-device": "eth2.7"}},
+        "spec": {"nets": ["198.51.100.0/24", "2001:db8:100::/48"]},
+    },
     R + "bgppeers/a": {
         "spec": {
             "peerIP": "10.0.9.3", "asNumber": 1, "localASNumber": 2, "filters": ["f"], "ttlSecurity": 2,
@@ -99,6 +104,8 @@ def test_the_words_for_bird_are_those_of_the_objects() -> None:
         "rr cluster id 1.0.0.1;",
         "route 10.0.9.3/32 via 10.0.0.1;",
         "multihop 2;",
+        "route 198.51.100.0/24 via 10.0.0.1 via 10.0.0.2;",
+        "route 2001:db8:100::/48 via fe80::1%'eth2.7';",
         "bgp_next_hop = 10.0.0.9",
         "local 10.0.0.10 port 1179 as 2;",
         "neighbor fd00:9::3 port 1790 as 3;",
