@@ -19,7 +19,7 @@ from lab.runner import Lab
 ROOT = Path(__file__).parents[3] / "containerlab"
 NEEDS = {
     "bird-node": "bird", "two-route-reflectors": "etcd", "tor-per-rack": "/usr/lib/frr/bgpd", "dual-stack": "bird",
-    "interop": "gobgpd", "vxlan-crosssubnet": "etcd",
+    "interop": "gobgpd", "vxlan-crosssubnet": "etcd", "on-prem-uplink": "etcd",
 }  # fmt: skip
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -78,6 +78,30 @@ def test_both_families_side_by_side() -> None:
         wait_for_pings(lab, expect)
         ping = ["ping", "-q", "-c", "1", "-W", "1", "fd00:65:2::1"]
         ex.until("IPv6", lambda: "" if lab.node("node1").run(ping, netns="pod1", check=False).returncode == 0 else "no")
+
+
+def test_an_office_behind_the_second_uplink_is_answered_through_it_as_long_as_a_network_set_says_so() -> None:
+    with running("on-prem-uplink") as (lab, expect):
+        wait_for_pings(lab, expect)
+        key = "/calico/resources/v3/projectcalico.org/globalnetworksets/office"
+        value = lab.node("hub").run(["etcdctl", "get", "--print-value-only", key]).stdout.strip()
+
+        def answered() -> bool:
+            ping = ["ping", "-q", "-c", "1", "-W", "1", "10.65.1.1"]
+            return lab.node("office").run(ping, check=False).returncode == 0
+
+        def uplink() -> str:
+            return lab.node("node1").run(["ip", "route", "get", "198.51.100.10"]).stdout.split(" dev ")[1].split()[0]
+
+        lab.node("hub").run(["etcdctl", "del", key])
+        ex.until("the other uplink", lambda: "" if uplink() == "eth1" else "still eth2")
+        assert not answered(), "the reverse path check drops it"
+        lab.node("node1").run(["sysctl", "-w", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth2.rp_filter=0"])
+        assert not answered(), "the answer leaves by the wrong uplink"
+        lab.node("node1").run(["sysctl", "-w", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.eth2.rp_filter=1"])
+        lab.node("hub").run(["etcdctl", "put", key, value])
+        ex.until("the uplink", lambda: "" if uplink() == "eth2" else "still eth1")
+        ex.until("the answer", lambda: "" if answered() else "none")
 
 
 def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
