@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -32,7 +32,7 @@ _NODE, _PEER = "192.0.2.1", "192.0.2.2"
 _PATIENCE_S = 120.0
 
 
-def _until(what: str, condition: Callable[[], bool]) -> float:
+def until(what: str, condition: Callable[[], bool]) -> float:
     """Wait for the condition; returns the moment it held (seconds, monotonic)."""
     deadline = time.monotonic() + _PATIENCE_S
     while not condition():
@@ -53,7 +53,7 @@ class Announcer:
         self.process = ns.popen(
             "bird", "-f", "-c", str(folder / "peer.conf"), "-s", str(folder / "peer.ctl"), stderr=subprocess.DEVNULL
         )
-        _until("announcer", (folder / "peer.ctl").exists)
+        until("announcer", (folder / "peer.ctl").exists)
 
     def _write(self, export: str) -> None:
         (self._folder / "peer.conf").write_text(f"""
@@ -64,7 +64,7 @@ protocol static {{
 include "{self._folder}/routes.conf";
 }}
 protocol bgp node {{
-    local {_PEER} as 64701; neighbor {_NODE} as 64512; graceful restart off;
+    local {_PEER} as 64701; neighbor {_NODE} as 64512; graceful restart off; strict bind on;
     connect delay time 1; connect retry time 1; error wait time 1, 1;
     ipv4 {{ import all; export {export}; }};
 }}
@@ -101,11 +101,16 @@ protocol bgp peer {{
     return [ns.popen("bird", "-f", "-c", str(conf), "-s", str(folder / "node.ctl"), stderr=subprocess.DEVNULL)]
 
 
-def _start_birdpy(ns: Namespace, folder: Path) -> list[subprocess.Popen[str]]:
-    peer = Peer(name="peer", address=_PEER, as_number=64701, local_as=64512, local_address=_NODE)
+def start_birdpy(
+    ns: Namespace, folder: Path, *, limit: int = 0, more: Sequence[Peer] = ()
+) -> list[subprocess.Popen[str]]:
+    peer = Peer(
+        name="peer", address=_PEER, as_number=64701, local_as=64512, local_address=_NODE, max_prefixes=limit
+    )  # fmt: skip
     config = SpeakerConfig(
-        node="n1", router_id=_NODE, as_number=64512, ipv4_address=f"{_NODE}/24", peers=[peer], log_severity="Warning"
-    )
+        node="n1", router_id=_NODE, as_number=64512, ipv4_address=f"{_NODE}/24", peers=[peer, *more],
+        log_severity="Warning",
+    )  # fmt: skip
     values = {
         "bgp": config, "passwords": {}, "python": sys.executable, "socket": f"{folder}/run/exabgp.sock",
         "relay": str(_ROOT / "birdpy" / "exabgp" / "relay.py"),
@@ -123,7 +128,7 @@ def _kernel_count(ns: Namespace) -> int:
     return max(int(line.split(":")[1]) for line in text.splitlines() if "Prefixes:" in line)
 
 
-def _megabytes(pids: list[int]) -> float:
+def megabytes(pids: list[int]) -> float:
     """Proportional set size of processes and their children."""
     total = 0
     while pids:
@@ -148,15 +153,15 @@ def _round(start: Callable[[Namespace, Path], list[subprocess.Popen[str]]], coun
             outside.run("ip", "address", "add", f"{_PEER}/24", "dev", "eth1")
             announcer = Announcer(outside, folder, count)
             processes = [*start(node, folder), announcer.process]
-            _until("session", announcer.established)
+            until("session", announcer.established)
             base = _kernel_count(node)
             began = time.monotonic()
             announcer.announce()
-            came = _until("routes in the kernel", lambda: _kernel_count(node) >= base + count) - began
-            memory = _megabytes([processes[0].pid])
+            came = until("routes in the kernel", lambda: _kernel_count(node) >= base + count) - began
+            memory = megabytes([processes[0].pid])
             began = time.monotonic()
             announcer.die()
-            gone = _until("routes gone", lambda: _kernel_count(node) <= base) - began
+            gone = until("routes gone", lambda: _kernel_count(node) <= base) - began
             return came, gone, memory
     finally:
         for process in processes:
@@ -176,7 +181,7 @@ def main() -> None:
     for count in options.routes:
         ours, theirs = [], []
         for _ in range(options.rounds):
-            ours.append(_round(_start_birdpy, count))
+            ours.append(_round(start_birdpy, count))
             theirs.append(_round(_start_bird, count))
         for place, what in enumerate(("in", "out", "memory")):
             mine, peer = (statistics.median(row[place] for row in rows) for rows in (ours, theirs))

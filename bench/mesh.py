@@ -35,7 +35,7 @@ from typing import Any
 
 import jinja2
 
-from bench.bgp import _megabytes
+from bench.bgp import megabytes
 from confd.agent.settings import ConfdSettings
 from confd.context.bgp import BgpContext
 from confd.context.store import BgpStore
@@ -225,7 +225,7 @@ class World:
         fleet.say("drop 0")
         left = floor + self.want - self.options.prefixes
         found["lost"] = _until("routes gone", lambda: self.routes() <= left) - began
-        found["memory"] = _megabytes([pid])
+        found["memory"] = megabytes([pid])
         return found
 
     def silence(self, start: Callable[[], int]) -> float:
