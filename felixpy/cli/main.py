@@ -47,7 +47,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("which flows a change of policy would open or close", "explain", "add_plan_arguments", "plan"),
     "policy-hits": Verb("what the rules in force on this node have counted", "hits", store=False),
     "ipam": Verb("addresses: show, check, release, configure, split", "ipam"),
-    "node": Verb("this host: init, run, checks, checksystem, diags", "node", store=False),
+    "node": Verb("this host: init, run, status, checks, checksystem, diags", "node", store=False),
     "datastore": Verb("export, import, lock and unlock the whole datastore", "backup"),
     "version": Verb("of this client and of the cluster", "complete", "add_version_arguments", "version", store=False),
     "completion": Verb("print a completion script: source <(felixctl completion bash)", "complete",

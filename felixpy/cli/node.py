@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 VERBS = {
     "init": Verb("register this host as a node, as calico/node's start-up does", "node_init"),
     "run": Verb("register this host and run its daemons: by systemd, or in the foreground", "node_run"),
+    "status": Verb("whether the agent runs, and the BGP sessions", "node_status"),
     "checks": Verb("sysctls, conntrack, nftables, clock, etcd: advice only, nothing is changed", "node_checks",
                    "add_checks_arguments", "checks"),
     "checksystem": Verb("the kernel and its parts, as far as a node needs them", "node_checks",

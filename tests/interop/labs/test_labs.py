@@ -54,6 +54,13 @@ def test_a_node_that_runs_bird_with_confds_templates_is_as_good_as_one_with_bird
         assert shown.count("BGP.community: (64512,7)") == 2, "both nodes tag what they announce"
         mode = lab.node("node2").run(["stat", "-c", "%a", "/etc/bird/bird.conf"]).stdout.strip()
         assert mode == "600"
+        for node, other in (("node1", "172.31.0.12"), ("node2", "172.31.0.11")):
+            rows = lab.node(node).run(["felixctl", "node", "status"]).stdout.splitlines()
+            assert rows[0] == "Calico process is running."
+            for address, kind in ((other, "node-to-node mesh"), ("172.31.0.2", "global")):
+                row = next(row for row in rows if f"| {address} " in row)
+                assert kind in row and row.split("|")[5].strip() == "Established", row
+            assert rows[-2:] == ["No IPv6 peers found.", ""]
 
 
 def test_two_reflectors_pass_on_each_clients_routes_with_originator_and_cluster() -> None:
