@@ -233,6 +233,7 @@ class Daemon:
                 self.speaker.end_of_rib(name, event.family)
             case codec.PeerOpened():
                 session.router_id, session.restart_time_s = event.router_id, event.restart_time_s
+                session.families, session.extended_next_hop = event.families, event.extended_next_hop
             case codec.PeerState(state="up"):
                 self._peer_up(name, session)
             case codec.PeerState(state="down"):
@@ -250,7 +251,8 @@ class Daemon:
         session.just_up = True
         session.end_of_rib_by = self._clock.monotonic() + _END_OF_RIB_AT_THE_LATEST_S
         router_id = Addr.parse(session.router_id).value if session.router_id else 0
-        self.speaker.peer_up(name, router_id, (peer.address.family,))
+        families = peer.configured_families & session.families or {peer.address.family}
+        self.speaker.peer_up(name, router_id, families, extended_next_hop=session.extended_next_hop)
         self._log.info("peer-up", peer=name, address=str(session.address))
 
     def _peer_down(self, name: str, session: Session, reason: str) -> None:

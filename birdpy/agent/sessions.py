@@ -33,6 +33,9 @@ class Session:
         self.last_error = ""
         self.router_id = ""
         self.restart_time_s = 0
+        self.families: frozenset[Family] = frozenset()
+        """That the peer offers."""
+        self.extended_next_hop = False
         self.limited = False
         self.just_up = False
         self.owes_end_of_rib: set[Family] = set()
@@ -67,7 +70,7 @@ class Announcer:
                 session.told.want(prefix, attributes)
             if session.just_up:  # only now is it known what there is to tell before the End-of-RIB
                 session.just_up = False
-                session.owes_end_of_rib = {session.address.family}
+                session.owes_end_of_rib = set(self._speaker.peers[name].families)
             if not session.told.in_sync or session.may_end(self._clock.monotonic()):
                 self._news.set()
 

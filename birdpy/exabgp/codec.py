@@ -25,11 +25,13 @@ _ORIGIN_WORDS = {origin: word for word, origin in _ORIGINS.items()}
 
 
 class PeerOpened(msgspec.Struct, frozen=True):
-    """The peer's OPEN."""
+    """The peer's OPEN; ``extended_next_hop``: it takes IPv6 next hops for IPv4 (RFC 8950)."""
 
     peer: str
     router_id: str
     restart_time_s: int
+    families: frozenset[Family] = frozenset()
+    extended_next_hop: bool = False
 
 
 class PeerState(msgspec.Struct, frozen=True):
@@ -131,8 +133,12 @@ def decode(line: bytes) -> Event | None:
 
 
 def _opened(peer: str, message: dict[str, Any]) -> PeerOpened:
-    restart = message.get("capabilities", {}).get("64", {})
-    return PeerOpened(peer, str(message["router_id"]), int(restart.get("time", 0)) if restart else 0)
+    capabilities = message.get("capabilities", {})
+    restart = capabilities.get("64", {})
+    families = frozenset(_FAMILIES[f] for f in capabilities.get("1", {}).get("families", ()) if f in _FAMILIES)
+    extended = "ipv4/unicast/ipv6" in capabilities.get("5", {}).get("conversion", ())
+    restart_time_s = int(restart.get("time", 0)) if restart else 0
+    return PeerOpened(peer, str(message["router_id"]), restart_time_s, families, extended)
 
 
 def _notification(neighbor: dict[str, Any]) -> str:
@@ -228,12 +234,12 @@ def _as_path(value: Any) -> tuple[AsSegment, ...]:
 
 def announce(peer: Addr, routes: Iterable[tuple[Prefix, Attributes]]) -> list[str]:
     """Commands that announce routes to one peer; prefixes with the same attributes go together."""
-    grouped: dict[Attributes, list[Prefix]] = {}
+    grouped: dict[tuple[Family, Attributes], list[Prefix]] = {}
     for prefix, attributes in routes:
-        grouped.setdefault(attributes, []).append(prefix)
+        grouped.setdefault((prefix.family, attributes), []).append(prefix)
     return [
         f"neighbor {peer} announce attributes {_attribute_words(attributes)} nlri {' '.join(map(str, chunk))}"
-        for attributes, prefixes in grouped.items()
+        for (_, attributes), prefixes in grouped.items()
         for chunk in _chunks(prefixes)
     ]
 

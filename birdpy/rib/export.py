@@ -34,6 +34,8 @@ class ExportTarget(msgspec.Struct, frozen=True):
 
     config: Peer
     filters: dict[str, tuple[CompiledRule, ...]]
+    extended_next_hop: bool = False
+    """It takes IPv6 next hops for IPv4 routes (RFC 8950)."""
 
     @property
     def ebgp(self) -> bool:
@@ -140,8 +142,10 @@ class ExportPolicy:
 
     def _dress(
         self, peer: ExportTarget, source: RouteSource | None, prefix: Prefix, attributes: Attributes
-    ) -> Attributes:
+    ) -> Attributes | None:
         next_hop = self._next_hop(peer, prefix, attributes)
+        if next_hop is None and Addr.parse(peer.config.address).family is not prefix.family:
+            return None  # `self` would be of the session's family, which the peer does not take
         if peer.ebgp:
             return msgspec.structs.replace(
                 attributes, next_hop=next_hop, local_pref=None, originator_id="", cluster_list=(),
@@ -159,11 +163,12 @@ class ExportPolicy:
     def _next_hop(self, peer: ExportTarget, prefix: Prefix, attributes: Attributes) -> Addr | None:
         mode = peer.config.next_hop_mode
         keep = mode == "Keep" or (mode == "Auto" and not peer.ebgp)
-        if keep and attributes.next_hop is not None:
-            return attributes.next_hop
-        # our address of the prefix's family; the session's own if it is of that family
+        kept = attributes.next_hop
+        if keep and kept is not None and (kept.family is prefix.family or peer.extended_next_hop):
+            return kept
+        # the session's own address if it will do, else ours of the prefix's family
         local = peer.config.local_address
-        if local and (addr := Addr.parse(local)).family is prefix.family:
+        if local and ((addr := Addr.parse(local)).family is prefix.family or peer.extended_next_hop):
             return addr
         own = self.own_address(prefix.family)
         return own.addr if own is not None else None

@@ -11,7 +11,9 @@ from birdpy.rib.export import ExportTarget, RouteSource, compile_filters
 from birdpy.rib.filters import CompiledRule, compile_rules
 from birdpy.rib.path import Attributes, LocalRoute
 from libcalico.model.speaker import Peer
-from libcalico.net import Addr, Family
+from libcalico.net import IPV4, IPV6, Addr, Family
+
+_FAMILIES = {"ipv4": IPV4, "ipv6": IPV6}
 
 
 class PeerState:
@@ -23,7 +25,7 @@ class PeerState:
         self.address = Addr.parse(config.address)
         self.up = False
         self.router_id = 0
-        self.families: frozenset[Family] = frozenset((self.address.family,))
+        self.families = self.configured_families
         self.stale_until: float | None = None
         self.end_of_rib: set[Family] = set()
         self.group = self._group()
@@ -32,12 +34,15 @@ class PeerState:
 
     def take(self, fresh: PeerState) -> None:
         """Take a new configuration."""
-        self.config, self.target, self.address = fresh.config, fresh.target, fresh.address
+        extended = self.target.extended_next_hop
+        self.config, self.address = fresh.config, fresh.address
+        self.target = msgspec.structs.replace(fresh.target, extended_next_hop=extended)
         self.group = self._group()
 
-    def come_up(self, router_id: int, families: Iterable[Family]) -> None:
+    def come_up(self, router_id: int, families: Iterable[Family], *, extended_next_hop: bool) -> None:
         """A session is established."""
         self.up, self.router_id, self.families = True, router_id, frozenset(families)
+        self.target = msgspec.structs.replace(self.target, extended_next_hop=extended_next_hop)
         self.group = self._group()
 
     def _group(self) -> bytes:
@@ -45,7 +50,13 @@ class PeerState:
         alike = msgspec.structs.replace(
             self.config, name="", address="", source="", passive=False, max_prefixes=0, reachable_by=""
         )
-        return msgspec.json.encode((alike, sorted(family.value for family in self.families)))
+        families = sorted(family.value for family in self.families)
+        return msgspec.json.encode((alike, families, self.target.extended_next_hop))
+
+    @property
+    def configured_families(self) -> frozenset[Family]:
+        """What the session shall carry; the peer may not offer all of it."""
+        return frozenset(map(_FAMILIES.__getitem__, self.config.families)) or frozenset((self.address.family,))
 
     @property
     def filters(self) -> dict[str, tuple[CompiledRule, ...]]:

@@ -157,12 +157,14 @@ class Speaker:
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    def peer_up(self, name: str, router_id: int, families: Iterable[Family]) -> None:
+    def peer_up(
+        self, name: str, router_id: int, families: Iterable[Family], *, extended_next_hop: bool = False
+    ) -> None:
         """A session is established."""
         peer = self.peers.get(name)
         if peer is None:
             return
-        peer.come_up(router_id, families)
+        peer.come_up(router_id, families, extended_next_hop=extended_next_hop)
         peer.end_of_rib.clear()
         peer.refused = 0
         self._touch_everything()

@@ -19,6 +19,7 @@ from libcalico.selector import SelectorError, parse_selector
 
 SecretRef = tuple[str, str]  # name, key
 _HOLD_TIME_S = 240  # BIRD's default
+FAMILIES = "felixpy.io/address-families"
 _LEAST_HOLD_TIME_S, _MOST_HOLD_TIME_S = 3, 65535
 
 
@@ -189,6 +190,7 @@ class PeerBuilder:
             kind="global" if is_global else "node",
             port=port,
             local_address="" if spec.source_address == "None" or mine is None else str(mine.addr),
+            families=self._families(key, address),
             passive=passive,
             rr_client=rr_client,
             cluster_id=self._me.cluster_id,
@@ -204,6 +206,15 @@ class PeerBuilder:
             source=str(key),
         )
         return peer, password
+
+    def _families(self, key: ResourceKey, address: Addr) -> list[Any]:
+        """What the session carries, if that is more than the family of its address.  Raises NotUsable."""
+        notes = self._cluster.store.resources[key].metadata.annotations or {}
+        wanted = {word.strip() for word in notes.get(FAMILIES, "").split(",")} - {""}
+        if strange := sorted(wanted - {"ipv4", "ipv6"}):
+            raise NotUsable(f"{FAMILIES}: {strange[0]!r} is neither ipv4 nor ipv6")
+        own = "ipv4" if address.family is IPV4 else "ipv6"
+        return [own, *sorted(wanted - {own})] if wanted - {own} else []
 
     def _password(self, field: dict[str, Any] | None) -> str:
         """The password; empty: none is asked for.  Raises NotUsable: without it there shall be no session."""

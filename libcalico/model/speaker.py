@@ -52,7 +52,8 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     Attributes:
         name: ``Mesh_172_31_1_12``, ``Global_…``, ``Node_…`` (Calico's session names); unique.
-        address: The peer's address; a session carries the family of its address.
+        address: The peer's address.
+        families: What the session carries, ``ipv4`` and ``ipv6``; empty: the family of its address.
         local_address: Our end; empty: the kernel's choice.
         passive: Wait for the peer to connect.
         rr_client: We reflect to this iBGP peer (RFC 4456).
@@ -74,6 +75,7 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     kind: Literal["mesh", "global", "node", "local-workload"] = "node"
     port: int = 179
     local_address: str = ""
+    families: list[Literal["ipv4", "ipv6"]] = []
     passive: bool = False
     rr_client: bool = False
     cluster_id: str = ""

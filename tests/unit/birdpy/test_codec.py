@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from birdpy.exabgp import codec
 from birdpy.exabgp.codec import CodecError, PeerState, PeerUpdate, decode, in_words
-from libcalico.net import Prefix
+from birdpy.rib.path import Attributes
+from libcalico.net import IPV4, IPV6, Addr, Prefix
 
 
 def update(announce: dict[str, Any], family: str = "ipv4 unicast") -> bytes:
@@ -49,3 +51,24 @@ def test_reasons_come_in_words() -> None:
     assert in_words("peer reset (99,99) odd") == "peer reset (99,99) odd"
     line = b'{"type":"state","neighbor":{"address":{"peer":"10.0.0.2"},"state":"down","reason":"x (2,2)"}}'
     assert decode(line) == PeerState("10.0.0.2", "down", "x (2,2): bad peer AS")
+
+
+def test_prefixes_of_two_families_never_share_a_command() -> None:
+    alike = Attributes(Addr.parse("fd00:1::11"))
+    commands = codec.announce(
+        Addr.parse("fd00:1::2"), [(Prefix.parse("10.65.1.0/26"), alike), (Prefix.parse("fd00:65::/64"), alike)]
+    )
+    assert [command.partition(" nlri ")[2] for command in commands] == ["10.65.1.0/26", "fd00:65::/64"]
+
+
+def test_an_open_tells_the_families_and_whether_ipv4_may_have_ipv6_next_hops() -> None:
+    capabilities = {
+        "1": {"name": "multiprotocol", "families": ["ipv6/unicast", "ipv4/unicast", "ipv4/nlri-mpls"]},
+        "5": {"name": "nexthop", "conversion": ["ipv4/unicast/ipv6"]},
+    }
+    for offered, extended in ((capabilities, True), ({"1": capabilities["1"]}, False)):
+        message = {"router_id": "192.0.2.1", "capabilities": offered}
+        neighbor = {"address": {"peer": "fd00:1::2"}, "direction": "receive", "open": message}
+        event = codec.decode(json.dumps({"type": "open", "neighbor": neighbor}).encode())
+        assert isinstance(event, codec.PeerOpened)
+        assert (event.families, event.extended_next_hop) == (frozenset({IPV4, IPV6}), extended)

@@ -7,7 +7,7 @@ import pytest
 
 from birdpy.rib.path import LocalKind, Resolution
 from libcalico.model.speaker import FilterRule, Peer, PeerFilters, PoolPolicy, PrefixAdvertisement
-from libcalico.net import IPV4, Addr, Prefix
+from libcalico.net import IPV4, IPV6, Addr, Prefix
 from tests.unit.birdpy.test_policy import BASE, ORDINARY, learn, out, speaker
 
 
@@ -183,3 +183,23 @@ def test_a_peer_whose_policy_becomes_another_is_told_otherwise_than_those_it_was
             made.peer_up(peer.name, 1, (IPV4,))
         assert "10.65.1.0/26" in out(made, "mesh31")
         assert ("10.65.1.0/26" in out(made, "mesh32")) is told
+
+
+@pytest.mark.parametrize(
+    ("extended", "own4", "next_hop"),
+    [(True, "172.31.1.11/24", "fd00:1::11"), (False, "172.31.1.11/24", "172.31.1.11"), (True, "", "fd00:1::11"),
+     (False, "", None)],
+)  # fmt: skip
+def test_ipv4_over_an_ipv6_session_has_the_next_hop_that_the_peer_takes_or_is_not_told(
+    extended: bool, own4: str, next_hop: str | None
+) -> None:
+    tors = [
+        Peer(f"tor{n}", f"fd00:1::{n}", 64700, 64512, local_address="fd00:1::11", families=["ipv6", "ipv4"])
+        for n in (1, 2)
+    ]
+    made = speaker(msgspec.structs.replace(BASE, peers=tors, ipv4_address=own4, ipv6_address="fd00:1::11/64"))
+    made.peer_up("tor1", 1, (IPV4, IPV6), extended_next_hop=extended)
+    made.peer_up("tor2", 2, (IPV6,), extended_next_hop=extended)
+    told = out(made, "tor1")
+    assert [str(a.next_hop) for p, a in told.items() if p == "10.65.1.0/26"] == ([next_hop] if next_hop else [])
+    assert out(made, "tor2") == {}

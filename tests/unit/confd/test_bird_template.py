@@ -68,7 +68,10 @@ EVERYTHING: dict[str, Any] = {
         }
     },
     R + "bgppeers/b": {"spec": {"peerSelector": "all()", "filters": ["f"], "nextHopMode": "Self"}},
-    R + "bgppeers/c": {"spec": {"peerIP": "[fd00:9::3]:1790", "asNumber": 3, "sourceAddress": "None"}},
+    R + "bgppeers/c": {
+        "metadata": {"annotations": {"felixpy.io/address-families": "ipv4"}},
+        "spec": {"peerIP": "[fd00:9::3]:1790", "asNumber": 3, "sourceAddress": "None", "filters": ["f"]},
+    },
 }  # fmt: skip
 
 
@@ -111,6 +114,10 @@ def test_the_words_for_bird_are_those_of_the_objects() -> None:
         "neighbor fd00:9::3 port 1790 as 3;",
     ):
         assert line in text, line
+    both = text[text.index("neighbor fd00:9::3") :]
+    assert both.count("extended next hop on;") == 1
+    assert both.index("extended next hop on;") < both.index("calico_export_v4") < both.index("calico_export_v6")
+    assert both.count("add paths on;") == 2
     to_outside = text[text.index("protocol bgp Global_10_0_9_3") :]
     assert "10.65.8.0/24" not in to_outside[: to_outside.index("calico_export")], "a rule for iBGP peers"
 

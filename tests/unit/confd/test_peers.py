@@ -226,3 +226,20 @@ def test_store_keeps_no_endpoint_of_another_node() -> None:
     key = R + "workloadendpoints/default/n2-cni-c-eth0"
     assert store.on_update(key, b'{"spec":{"node":"n2","orchestrator":"cni"}}') is False
     assert store.resources == {}
+
+
+def test_a_session_carries_more_than_its_own_family_where_the_peer_says_so() -> None:
+    def families(note: str, address: str = "10.0.9.3") -> tuple[list[str], dict[str, str]]:
+        peer = {"metadata": {"annotations": {"felixpy.io/address-families": note}},
+                "spec": {"peerIP": address, "asNumber": 3}}  # fmt: skip
+        config, problems = build(
+            {R + "bgppeers/a": peer, R + "nodes/n1": node("10.0.0.10/24", ipv6Address="fd00::1/64")}
+        )
+        return next((list(p.families) for p in config.peers if p.address == address), ["none"]), problems
+
+    assert families("ipv4, ipv6") == (["ipv4", "ipv6"], {})
+    assert families("ipv4", "fd00:9::3") == (["ipv6", "ipv4"], {})
+    assert families("ipv4") == ([], {}), "that is its own"
+    found, problems = families("ipv4,vpnv4")
+    assert found == ["none"]
+    assert "felixpy.io/address-families: 'vpnv4'" in problems[R + "bgppeers/a"]
