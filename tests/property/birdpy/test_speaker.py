@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from birdpy.rib.decision import Candidate, decide
 from birdpy.rib.path import AsSegment, Attributes, Origin, Path, Resolution
 from birdpy.rib.speaker import Speaker
-from libcalico.model.speaker import FilterRule, Peer, PeerFilters, PoolPolicy, SpeakerConfig
+from libcalico.model.speaker import ExternalRoute, FilterRule, Peer, PeerFilters, PoolPolicy, SpeakerConfig
 from libcalico.net import IPV4, Addr, Prefix
 
 PEERS = ("ibgp1", "ibgp2", "ebgp1", "ebgp2")
@@ -18,7 +18,11 @@ PREFIXES = [Prefix.parse(p) for p in ("10.65.1.0/26", "10.65.2.0/26", "10.65.2.7
 HOPS = [Addr.parse(a) for a in ("172.31.1.1", "172.31.1.2", "172.31.9.9")]
 
 
-def config(*, reflector: bool = False, filtered: bool = False, export: bool = True) -> SpeakerConfig:
+# one for a prefix that peers announce too, one that a next hop of theirs lies within
+EXTERNAL = [ExternalRoute("192.0.2.0/24", [str(h) for h in HOPS[:2]]), ExternalRoute("172.31.9.0/24", [str(HOPS[0])])]
+
+
+def config(*, reflector: bool = False, filtered: bool = False, export: bool = True, external: int = 0) -> SpeakerConfig:
     rules = (
         PeerFilters(import_v4=[FilterRule("Reject", cidr="192.0.2.0/24", match_operator="In")])
         if filtered
@@ -32,6 +36,7 @@ def config(*, reflector: bool = False, filtered: bool = False, export: bool = Tr
         cluster_id="1.1.1.1" if reflector else "",
         blocks=["10.65.1.0/26"],
         pools=[PoolPolicy("10.65.0.0/16", export=export)],
+        external_routes=EXTERNAL[:external],
         peers=[
             Peer("ibgp1", "172.31.1.1", 64512, 64512, rr_client=reflector, filters=rules),
             Peer("ibgp2", "172.31.1.2", 64512, 64512),
@@ -84,7 +89,9 @@ event = st.one_of(
         st.just("configure"),
         st.just(""),
         st.none(),
-        st.builds(config, reflector=st.booleans(), filtered=st.booleans(), export=st.booleans()),
+        st.builds(
+            config, reflector=st.booleans(), filtered=st.booleans(), export=st.booleans(), external=st.integers(0, 2)
+        ),
     ),
     st.tuples(st.just("flush"), st.just(""), st.none(), st.none()),
 )
@@ -175,5 +182,6 @@ def test_any_history_ends_where_a_fresh_start_begins(history: list[tuple[str, st
         assert dict(speaker.adj_rib_out[name].items()) == dict(fresh.adj_rib_out[name].items()), name
     for peer in list(world.up):
         speaker.peer_down(peer, 0.0)
+    speaker.configure(config())
     speaker.flush()
     assert speaker.empty
