@@ -106,8 +106,9 @@ def _routes(daemon: Daemon, args: dict[str, Any]) -> list[dict[str, Any]]:
             entry = speaker.fib.get(prefix)
             used = {hop.gateway: hop.dev for hop in entry.hops} if entry is not None else {}
             for hop in static.next_hops:
-                row = {"prefix": str(prefix), "from": "external", "nextHop": str(hop), "source": static.source}
-                rows.append({**row, "dev": used.get(hop, static.device), "best": hop in used})
+                row = {"prefix": str(prefix), "from": "external", "nextHop": str(hop), "gateway": str(hop)}
+                row |= {"dev": used.get(hop, static.device), "source": static.source}
+                rows.append({**row, "best": hop in used})
         if local is not None and not protocol:
             rows.append({"prefix": str(prefix), "from": local.kind.value, "dev": local.interface, "best": True})
         decision = speaker.loc_rib.get(prefix)

@@ -12,7 +12,7 @@ MOST_ROUTES = 5000
 """Of one family: a value of etcd has at most 1.5 MB."""
 
 _PEER_TYPES = {"mesh": "NodeMesh", "global": "GlobalPeer"}
-_SOURCES = {"block": "Static", "static": "Static", "direct": "Direct"}
+_SOURCES = {"block": "Static", "static": "Static", "direct": "Direct", "external": "Static"}
 _SESSION_STATES = {"Idle", "Connect", "Active", "OpenSent", "OpenConfirm", "Established", "Close"}
 Row = Mapping[str, Any]
 

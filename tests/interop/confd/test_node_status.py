@@ -26,6 +26,7 @@ ROUTES = [
     {"prefix": "10.65.1.1/32", "from": "kernel", "dev": "cali1", "best": True},
     {"prefix": "10.65.2.0/26", "from": "Mesh_1", "dev": "eth1", "gateway": "10.0.0.2", "best": True},
     {"prefix": "10.65.2.0/26", "from": "Global_1", "best": False},
+    {"prefix": "198.51.100.0/24", "from": "external", "dev": "eth2", "gateway": "10.0.2.1", "best": True},
     {"prefix": "fd00:65::/64", "from": "Node_1", "dev": "eth1", "gateway": "fd00::3", "best": True},
 ]
 
@@ -39,7 +40,7 @@ def test_birdpys_words_become_calicos() -> None:
     assert [p["type"] for p in (*bgp["peersV4"], *bgp["peersV6"])] == ["NodeMesh", "GlobalPeer", "NodePeer"]
     assert bgp["peersV4"][1]["state"] == "Idle"
     learned = [(r["type"], r["learnedFrom"]["sourceType"]) for r in status["routes"]["routesV4"]]
-    assert learned == [("FIB", "Static"), ("FIB", "Kernel"), ("FIB", "NodeMesh"), ("RIB", "BGPPeer")]
+    assert learned == [("FIB", "Static"), ("FIB", "Kernel"), ("FIB", "NodeMesh"), ("RIB", "BGPPeer"), ("FIB", "Static")]
     assert status["routes"]["routesV6"][0]["learnedFrom"] == {"sourceType": "BGPPeer", "peerIP": "fd00::3"}
     only = node_status(("BGP",), STATUS, PROTOCOLS, ROUTES, "x")
     assert (only["agent"]["birdV4"], only["routes"]) == ({}, {})

@@ -116,6 +116,17 @@ def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
         conf = "/var/lib/calico/birdpy/exabgp.conf"
         assert lab.node("node1").run(["stat", "-c", "%a", conf]).stdout.strip() == "600"
         assert "fr-s3cret" not in lab.node("node1").run(["ps", "-e", "-o", "args"]).stdout
+        # GoBGP sends two paths of one prefix; the other one counts when the better one goes
+        show = ["birdpy", "show", "route", "for", "198.51.105.1", "-o", "json"]
+        meds = [row["med"] for row in json.loads(lab.node("node1").run(show).stdout)]
+        assert sorted(meds, key=str) == [5, None]
+        lab.node("gobgp").run(["gobgp", "global", "rib", "del", "198.51.105.0/24", "identifier", "1", "-a", "ipv4"])
+
+        def left() -> str:
+            rows = json.loads(lab.node("node1").run(show).stdout)
+            return "" if [(row["med"], row["best"]) for row in rows] == [(5, True)] else f"{rows}"
+
+        ex.until("the other path", left)
 
 
 def test_vxlan_across_a_router_bgp_beside_it_and_a_change_of_mode_under_traffic() -> None:
