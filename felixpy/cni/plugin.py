@@ -1,0 +1,312 @@
+"""The commands of ``calico`` and ``calico-ipam``, over a datastore and somebody who works in the kernel for them.
+
+ADD takes these steps; each leaves only what is found again by the container's id, and DEL undoes all of them, in the
+opposite order, whichever have been done:
+
+    addresses under the handle <network>.<container>  →  veth pair, its host end marked with its owner
+    →  WorkloadEndpoint <node>-cni-<container>-<interface>  →  profile  →  policy in force
+
+What a lost DEL leaves is found by GC: endpoints, addresses and host interfaces of this network and node whose
+container the runtime does not know.  Source: cni-plugin/pkg/plugin/plugin.go, of Calico; CNI specification 1.1.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from felixpy.cni import hands
+from felixpy.cni.addresses import Addresses
+from felixpy.cni.delegate import delegate
+from felixpy.cni.endpoints import Endpoint, Endpoints
+from felixpy.cni.errors import (
+    BAD_CONFIG,
+    BAD_ENVIRONMENT,
+    BAD_FIELD,
+    FAILED,
+    NO_CONTAINER,
+    TRY_AGAIN,
+    UNAVAILABLE,
+    CniError,
+)
+from felixpy.cni.request import VERSIONS, Request, mtu
+from felixpy.cni.results import Result, read, render
+from libcalico.datastore.errors import DatastoreError, Denied
+from libcalico.ipam.block import BlockError
+from libcalico.ipam.client import IpamError
+from libcalico.net import InterfaceAddr
+
+OWN_IPAM = "calico-ipam"
+_ROLLBACK_S = 30.0
+
+Task = Callable[[dict[str, str]], Awaitable[str]]  # does a task of ``hands``; raises TaskFailed
+
+
+class TaskFailed(Exception):
+    """A task in the kernel has failed; ``kind`` is the name of the error."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class PolicyWait(Protocol):
+    """Who knows when the policy of an endpoint is in force."""
+
+    async def __call__(self, request: Request, key: str, revision: int, timeout_s: float) -> bool:
+        """Wait until it is, and return True; False after ``timeout_s``."""
+        ...
+
+
+class Plugin:
+    """Both plugins' commands."""
+
+    def __init__(self, endpoints: Endpoints, addresses: Addresses, task: Task, wait: PolicyWait) -> None:
+        self._endpoints, self._addresses, self._task, self._wait = endpoints, addresses, task, wait
+
+    async def run(self, request: Request) -> str:
+        """Carry out a request and return what is to be printed.
+
+        Raises:
+            CniError: It failed; whatever was raised below has become one.
+        """
+        try:
+            if request.plugin == OWN_IPAM:
+                return await self._run_ipam(request)
+            return await self._run_calico(request)
+        except TaskFailed as why:
+            code = NO_CONTAINER if why.kind == "NoNamespace" else FAILED
+            raise CniError(code, str(why)) from None
+        except Denied as why:
+            raise CniError(_code(request, FAILED), "the datastore refuses us", str(why)) from None
+        except DatastoreError as why:
+            raise CniError(_code(request, TRY_AGAIN), "the datastore cannot be used now", str(why)) from None
+        except (IpamError, BlockError) as why:
+            raise CniError(_code(request, FAILED), "no address", str(why)) from None
+        except ValueError as why:  # a value in the datastore that cannot be read
+            raise CniError(_code(request, FAILED), "what the datastore holds cannot be understood", str(why)) from None
+
+    async def _run_calico(self, request: Request) -> str:
+        match request.command:
+            case "ADD":
+                await self._endpoints.check_ready()
+                return render(await self._add(request), request.version)
+            case "DEL":
+                await self._endpoints.check_ready()
+                await self._delete(request)
+            case "CHECK":
+                await self._check(request)
+            case "STATUS":
+                await self._status(request)
+            case "GC":
+                await self._endpoints.check_ready()
+                await self._collect(request)
+            case _:
+                raise CniError(BAD_ENVIRONMENT, f"CNI_COMMAND {request.command} is not for here")
+        return ""
+
+    async def _run_ipam(self, request: Request) -> str:
+        match request.command:
+            case "ADD":
+                return render(await self._addresses.add(request), request.version)
+            case "DEL":
+                await self._addresses.release(request.handle)
+            case "CHECK":
+                await self._check_addresses(request, _previous(request))
+            case "STATUS":
+                await self._status(request)
+            case "GC":
+                await self._addresses.collect(request, {container for container, _ in _valid(request)})
+            case _:
+                raise CniError(BAD_ENVIRONMENT, f"CNI_COMMAND {request.command} is not for here")
+        return ""
+
+    # --- ADD --------------------------------------------------------------------------------------------------------
+
+    async def _add(self, request: Request) -> Result:
+        if request.flag("ip_addrs_no_ipam", request.section("feature_control").get("ip_addrs_no_ipam")):
+            raise CniError(BAD_FIELD, "feature_control.ip_addrs_no_ipam needs Kubernetes")
+        wait_s = request.number("policy_setup_timeout_seconds")
+        manages_profile = not request.section("policy").get("type")
+        known = await self._endpoints.of_container(request)
+        if known is not None:
+            result, key, revision = await self._join(request, known)
+            if manages_profile:
+                await self._endpoints.ensure_profile(request.network)
+        else:
+            key = self._endpoints.key(request)
+            try:
+                result = await self._add_addresses(request)
+                result, revision = await self._add_link(request, result)
+                if manages_profile:
+                    await self._endpoints.ensure_profile(request.network)
+            except BaseException as why:
+                await self._roll_back(request, why)
+                raise
+        if wait_s:
+            await self._wait(request, key, revision, wait_s)  # in vain: the pod starts, closed until its policy comes
+        return result
+
+    async def _add_addresses(self, request: Request) -> Result:
+        if request.ipam.get("type") == OWN_IPAM:
+            result = await self._addresses.add(request)
+        else:
+            result = await delegate(request, "ADD") or Result()
+        if not result.addresses:
+            raise CniError(FAILED, "the IPAM plugin returned no address")
+        result.addresses = [InterfaceAddr(a.addr, a.addr.family.bits) for a in result.addresses]
+        return result
+
+    async def _add_link(self, request: Request, result: Result) -> tuple[Result, int]:
+        outer, mtu_bytes = interface_name(request.container), mtu(request)
+        mac = await self._task({
+            **_link(request), "task": hands.MAKE,
+            "addresses": ",".join(str(address.addr) for address in result.addresses),
+            "mtu": str(mtu_bytes), "queues": str(request.number("num_queues") or 1),
+            "forwarding": "1" if _may_forward(request) else "0",
+        })  # fmt: skip
+        networks = [str(address) for address in result.addresses]
+        revision = await self._endpoints.create(request, networks, outer, mac)
+        result.interfaces = _interfaces(request, outer, mac, mtu_bytes)
+        result.interface = 1
+        return result, revision
+
+    async def _join(self, request: Request, endpoint: Endpoint) -> tuple[Result, str, int]:
+        """The container has its interface: it joins one more network."""
+        revision = await self._endpoints.join(endpoint, request.network)
+        spec = endpoint.spec
+        result = Result([InterfaceAddr.parse(text) for text in spec.get("ipNetworks") or ()], interface=1)
+        result.interfaces = _interfaces(request, str(spec.get("interfaceName")), str(spec.get("mac")), mtu(request))
+        return result, endpoint.row.key, revision
+
+    async def _roll_back(self, request: Request, why: BaseException) -> None:
+        """Undo an ADD that failed; what cannot be undone now is left to the runtime's DEL."""
+        try:
+            async with asyncio.timeout(_ROLLBACK_S):
+                await self._delete(request)
+        except Exception as also:
+            why.add_note(f"not all could be undone: {also}")
+
+    # --- DEL, CHECK, STATUS, GC -------------------------------------------------------------------------------------
+
+    async def _delete(self, request: Request) -> None:
+        """Undo everything that ADD does.
+
+        The address goes last: as long as endpoint or interface stand, nobody else may get it.
+        """
+        await self._endpoints.delete(self._endpoints.key(request))
+        await self._task({**_link(request), "task": hands.REMOVE})
+        if request.ipam.get("type") == OWN_IPAM:
+            await self._addresses.release(request.handle)
+        elif request.ipam.get("type"):
+            await delegate(request, "DEL")
+
+    async def _check(self, request: Request) -> None:
+        previous = _previous(request)
+        endpoint = await self._endpoints.of_container(request)
+        if endpoint is None:
+            raise CniError(FAILED, f"container {request.container} has no endpoint in the datastore")
+        networks = [str(text) for text in endpoint.spec.get("ipNetworks") or ()]
+        addresses = [text.partition("/")[0] for text in networks]
+        missing = [str(a) for a in previous.addresses if str(a.addr) not in addresses]
+        mac = str(endpoint.spec.get("mac", ""))
+        found = [f"the endpoint has no address {text}" for text in missing]
+        looked = await self._task({
+            **_link(request), "task": hands.LOOK, "addresses": ",".join(addresses), "mac": mac,
+        })  # fmt: skip
+        found += looked.splitlines()
+        if found:
+            raise CniError(FAILED, f"container {request.container} is not as it was left", "; ".join(found))
+        if request.ipam.get("type") == OWN_IPAM:
+            await self._check_addresses(request, previous)
+        else:
+            await delegate(request, "CHECK")
+
+    async def _check_addresses(self, request: Request, previous: Result) -> None:
+        found = await self._addresses.missing(request, [address.addr for address in previous.addresses])
+        if found:
+            raise CniError(FAILED, "; ".join(found))
+
+    async def _status(self, request: Request) -> None:
+        try:
+            await self._endpoints.check_ready()
+        except CniError as why:
+            raise CniError(UNAVAILABLE, why.message, why.details) from None
+        if request.plugin == "calico" and request.ipam.get("type") not in {OWN_IPAM, None}:
+            await delegate(request, "STATUS")
+
+    async def _collect(self, request: Request) -> None:
+        """Remove what containers that the runtime does not know have left on this node."""
+        valid = _valid(request)
+        kept = {container for container, _ in valid}
+        for endpoint in await self._endpoints.of_network(request.network):
+            if (endpoint.container, endpoint.ifname) not in valid:
+                await self._endpoints.delete(endpoint.row.key)
+        links = await self._task({"task": hands.LINKS})
+        for line in links.splitlines():
+            name, _, alias = line.partition(" ")
+            network, _, rest = alias.removeprefix("calico:").partition("/")
+            container, _, ifname = rest.rpartition("/")
+            if alias.startswith("calico:") and network == request.network and (container, ifname) not in valid:
+                await self._task({"task": hands.REMOVE_HOST, "outer": name, "owner": alias})
+        if request.ipam.get("type") == OWN_IPAM:
+            await self._addresses.collect(request, kept)
+        elif request.ipam.get("type"):
+            await delegate(request, "GC")
+
+
+# --- pieces of a request ----------------------------------------------------------------------------------------------
+
+
+def version_text(asked: str) -> str:
+    """What VERSION prints."""
+    return json.dumps({"cniVersion": asked or VERSIONS[-1], "supportedVersions": list(VERSIONS)}) + "\n"
+
+
+def interface_name(container: str) -> str:
+    """The host's end: ``cali`` and as much of the container's id as an interface's name holds."""
+    return f"cali{container[:11]}"
+
+
+def _link(request: Request) -> dict[str, str]:
+    return {
+        "netns": request.netns, "inner": request.ifname, "outer": interface_name(request.container),
+        "owner": f"calico:{request.network}/{request.container}/{request.ifname}"[:250],
+    }  # fmt: skip
+
+
+def _interfaces(request: Request, outer: str, mac: str, mtu_bytes: int) -> list[dict[str, Any]]:
+    inner: dict[str, Any] = {"name": request.ifname, "mac": mac, "sandbox": request.netns}
+    if mtu_bytes and request.version == VERSIONS[-1]:
+        inner["mtu"] = mtu_bytes  # a field of 1.1.0
+    return [{"name": outer}, inner]
+
+
+def _may_forward(request: Request) -> bool:
+    return request.flag("allow_ip_forwarding", request.section("container_settings").get("allow_ip_forwarding"))
+
+
+def _previous(request: Request) -> Result:
+    if "prevResult" not in request.conf:
+        raise CniError(BAD_CONFIG, "CHECK needs prevResult")
+    return read(request.conf["prevResult"], "prevResult")
+
+
+def _valid(request: Request) -> set[tuple[str, str]]:
+    """(container, interface) pairs that GC must keep.
+
+    A configuration without the key is refused: taking it for an empty list would remove everything.
+    """
+    entries = request.conf.get("cni.dev/valid-attachments", request.conf.get("cni.dev/attachments"))
+    try:
+        if not isinstance(entries, list):
+            raise TypeError
+        return {(str(entry["containerID"]), str(entry["ifname"])) for entry in entries}
+    except (TypeError, KeyError):
+        raise CniError(BAD_CONFIG, "GC needs cni.dev/valid-attachments, a list of containerID and ifname") from None
+
+
+def _code(request: Request, code: int) -> int:
+    return UNAVAILABLE if request.command == "STATUS" else code
