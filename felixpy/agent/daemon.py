@@ -31,9 +31,11 @@ from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
 from felixpy.node.host import host_id
+from felixpy.cni.server import CniServer, InsideWait
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
+from libcalico.datastore.etcd_settings import EtcdSettings
 from libcalico.datastore.lease import LeaseKeeper
 from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.sync_api import SyncBatch, SyncStatus, Update
@@ -76,6 +78,10 @@ class Agent:
             failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
             host_id=host_id(),
         )  # fmt: skip
+        in_force = InsideWait(lambda: self.dataplane.applied_revision, self.dataplane.passed)
+        self._cni = CniServer(
+            settings.cni_socket, store, EtcdSettings.from_env(environ), self.node, self._clock, in_force
+        )
         self._in_sync = False
         self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
@@ -112,6 +118,7 @@ class Agent:
                 tasks.create_task(self._tunnel_addresses.run(), name="tunnel-addresses")
             if self._settings.ipam_collector:
                 tasks.create_task(self._collector.run(), name="ipam-collector")
+            tasks.create_task(self._cni.run(), name="cni")
 
     def _close_until_known(self) -> None:
         """No former run's policy: put up the dispatch with nothing in it, which drops."""

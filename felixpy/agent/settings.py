@@ -12,7 +12,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
 
     Attributes:
         node: Name of this node; empty: see :mod:`libcalico.runtime.nodename`.
-        run_dir: Control socket.
+        run_dir: Control socket, and the one of the CNI plugin.
         log_level: debug, info, warning, error.
         log_format: auto, console, json.
         audit_interval_s: How often all kernel state is read back.
@@ -37,3 +37,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "control.sock"
+
+    @property
+    def cni_socket(self) -> Path:
+        return Path(self.run_dir) / "cni.sock"
