@@ -94,8 +94,12 @@ class Endpoints:
                 found.append(endpoint)
         return found
 
-    async def create(self, request: Request, addresses: Iterable[str], interface: str, mac: str) -> int:
-        """Write a new endpoint; return the revision.  Raises CniError when there is one by now."""
+    async def create(self, request: Request, addresses: Iterable[str], interface: str, mac: str, profile: str) -> int:
+        """Write a new endpoint, and ``profile`` unless empty; return the revision.
+
+        Raises:
+            CniError: There is such an endpoint by now.
+        """
         namespace, labels = labels_of(request)
         key = self.key(request)
         spec = {
@@ -107,10 +111,12 @@ class Endpoints:
         done = await self._store.txn([_absent(key)], [Put(key, value)])
         if not done.succeeded:
             raise CniError(FAILED, f"{key}: somebody else has just made this endpoint")
+        await self._make_profile(profile)
         return done.revision
 
-    async def join(self, endpoint: Endpoint, network: str) -> int:
+    async def join(self, endpoint: Endpoint, network: str, profile: str) -> int:
         """Put an endpoint into one more network: its profile is appended.  Raises CniError on a conflict."""
+        await self._make_profile(profile)
         if network in endpoint.profiles:
             return endpoint.row.mod_revision
         endpoint.spec["profiles"] = [*endpoint.profiles, network]
@@ -124,16 +130,21 @@ class Endpoints:
         """Remove an endpoint; gone already: fine."""
         await self._store.delete(key)
 
-    async def ensure_profile(self, network: str) -> None:
-        """The network's profile: its containers talk to each other.  One that is there is never changed."""
-        key = ResourceKey("Profile", network).path
-        if await self._store.get(key) is not None:
+    async def missing_profile(self, network: str) -> str:
+        """``network`` if that name is not empty and there is no such profile, else empty."""
+        there = not network or await self._store.get(ResourceKey("Profile", network).path) is not None
+        return "" if there else network
+
+    async def _make_profile(self, network: str) -> None:
+        """The network's profile: its containers talk to each other.  One that is there by now is not changed."""
+        if not network:
             return
         spec = {
             "egress": [{"action": "Allow"}],
             "ingress": [{"action": "Allow", "source": {"selector": f"has({network})"}}],
             "labelsToApply": {network: ""},
         }
+        key = ResourceKey("Profile", network).path
         await self._store.txn([_absent(key)], [Put(key, self._object("Profile", network, spec))])
 
     def _object(

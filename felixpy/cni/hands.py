@@ -29,6 +29,7 @@ def perform(task: dict[str, str]) -> str:
         tuple(text for text in task.get("addresses", "").split(",") if text),
         mtu=int(task.get("mtu") or 0), queues=int(task.get("queues") or 1),
         forwarding=task.get("forwarding") == "1", owner=task.get("owner", ""),
+        host_routes=task.get("host_routes") != "0",
     )  # fmt: skip
     if what == MAKE:
         return link.make()

@@ -17,12 +17,12 @@ BIN_DIR = "/opt/cni/bin"
 
 _LAUNCHER = """\
 #!{python} -IS
-import os, sys
+import posix, sys
 sys.path[:0] = {path!r}
 from felixpy.cni.client import main
 status = main({plugin!r})
 sys.stdout.flush()
-os._exit(status)  # there is nothing to tidy up
+posix._exit(status)  # there is nothing to tidy up
 """
 
 

@@ -4,7 +4,7 @@ ADD takes these steps; each leaves only what is found again by the container's i
 opposite order, whichever have been done:
 
     addresses under the handle <network>.<container>  →  veth pair, its host end marked with its owner
-    →  WorkloadEndpoint <node>-cni-<container>-<interface>  →  profile  →  policy in force
+    →  WorkloadEndpoint <node>-cni-<container>-<interface>, and its profile  →  policy in force
 
 What a lost DEL leaves is found by GC: endpoints, addresses and host interfaces of this network and node whose
 container the runtime does not know.  Source: cni-plugin/pkg/plugin/plugin.go, of Calico; CNI specification 1.1.0.
@@ -40,6 +40,7 @@ from libcalico.net import InterfaceAddr
 
 OWN_IPAM = "calico-ipam"
 _ROLLBACK_S = 30.0
+_LONGEST_WAIT_S = 100  # for policy, whatever the configuration says: runtimes lose patience too
 
 Task = Callable[[dict[str, str]], Awaitable[str]]  # does a task of ``hands``; raises TaskFailed
 
@@ -54,6 +55,8 @@ class TaskFailed(Exception):
 
 class PolicyWait(Protocol):
     """Who knows when the policy of an endpoint is in force."""
+
+    makes_routes: bool  # it belongs to the agent, which makes the host's routes as soon as it sees the endpoint
 
     async def __call__(self, request: Request, key: str, revision: int, timeout_s: float) -> bool:
         """Wait until it is, and return True; False after ``timeout_s``."""
@@ -91,7 +94,6 @@ class Plugin:
     async def _run_calico(self, request: Request) -> str:
         match request.command:
             case "ADD":
-                await self._endpoints.check_ready()
                 return render(await self._add(request), request.version)
             case "DEL":
                 await self._endpoints.check_ready()
@@ -129,24 +131,24 @@ class Plugin:
         if request.flag("ip_addrs_no_ipam", request.section("feature_control").get("ip_addrs_no_ipam")):
             raise CniError(BAD_FIELD, "feature_control.ip_addrs_no_ipam needs Kubernetes")
         wait_s = request.number("policy_setup_timeout_seconds")
-        manages_profile = not request.section("policy").get("type")
-        known = await self._endpoints.of_container(request)
+        profile = "" if request.section("policy").get("type") else request.network
+        _, known, missing = await asyncio.gather(
+            self._endpoints.check_ready(), self._endpoints.of_container(request),
+            self._endpoints.missing_profile(profile),
+        )  # fmt: skip
         if known is not None:
-            result, key, revision = await self._join(request, known)
-            if manages_profile:
-                await self._endpoints.ensure_profile(request.network)
+            result, key, revision = await self._join(request, known, missing)
         else:
             key = self._endpoints.key(request)
             try:
                 result = await self._add_addresses(request)
-                result, revision = await self._add_link(request, result)
-                if manages_profile:
-                    await self._endpoints.ensure_profile(request.network)
+                result, revision = await self._add_link(request, result, missing)
             except BaseException as why:
                 await self._roll_back(request, why)
                 raise
         if wait_s:
-            await self._wait(request, key, revision, wait_s)  # in vain: the pod starts, closed until its policy comes
+            # in vain: the pod starts, closed until its policy comes
+            await self._wait(request, key, revision, min(wait_s, _LONGEST_WAIT_S))
         return result
 
     async def _add_addresses(self, request: Request) -> Result:
@@ -159,23 +161,24 @@ class Plugin:
         result.addresses = [InterfaceAddr(a.addr, a.addr.family.bits) for a in result.addresses]
         return result
 
-    async def _add_link(self, request: Request, result: Result) -> tuple[Result, int]:
+    async def _add_link(self, request: Request, result: Result, profile: str) -> tuple[Result, int]:
         outer, mtu_bytes = interface_name(request.container), mtu(request)
         mac = await self._task({
             **_link(request), "task": hands.MAKE,
             "addresses": ",".join(str(address.addr) for address in result.addresses),
             "mtu": str(mtu_bytes), "queues": str(request.number("num_queues") or 1),
             "forwarding": "1" if _may_forward(request) else "0",
+            "host_routes": "0" if self._wait.makes_routes else "1",
         })  # fmt: skip
         networks = [str(address) for address in result.addresses]
-        revision = await self._endpoints.create(request, networks, outer, mac)
+        revision = await self._endpoints.create(request, networks, outer, mac, profile)
         result.interfaces = _interfaces(request, outer, mac, mtu_bytes)
         result.interface = 1
         return result, revision
 
-    async def _join(self, request: Request, endpoint: Endpoint) -> tuple[Result, str, int]:
+    async def _join(self, request: Request, endpoint: Endpoint, profile: str) -> tuple[Result, str, int]:
         """The container has its interface: it joins one more network."""
-        revision = await self._endpoints.join(endpoint, request.network)
+        revision = await self._endpoints.join(endpoint, request.network, profile)
         spec = endpoint.spec
         result = Result([InterfaceAddr.parse(text) for text in spec.get("ipNetworks") or ()], interface=1)
         result.interfaces = _interfaces(request, str(spec.get("interfaceName")), str(spec.get("mac")), mtu(request))

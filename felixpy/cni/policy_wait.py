@@ -28,6 +28,8 @@ _LOOK_EVERY_S = 0.1  # at the folder; at the datastore when a watch has failed
 class OutsideWait:
     """Waits by watching the datastore and a folder."""
 
+    makes_routes = False
+
     def __init__(self, store: Datastore, node: str) -> None:
         self._store, self._node = store, node
 

@@ -15,13 +15,15 @@ Source: linux/if_link.h, linux/rtnetlink.h, netlink(7); what is set: cni-plugin/
 from __future__ import annotations
 
 import _socket
-import contextlib
 import errno
-import os
-from collections.abc import Iterator
+import posix  # not os, contextlib, collections or typing: each costs more than a link does
 from struct import Struct
 
 from libcalico.kernel.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HOST_MAC = bytes.fromhex("eeeeeeeeeeee")
 _HOST_LINK_LOCAL = bytes.fromhex("fe80000000000000eceeeefffeeeeeee")  # of that MAC, RFC 4291 appendix A
@@ -41,6 +43,7 @@ _MAIN_TABLE, _PROTOCOL_BOOT, _UNICAST = 254, 3, 1
 _IFF_UP = 1
 _ALIAS_BYTES = 255
 _CLONE_NEWNET = 0x40000000
+_HERE = "/proc/thread-self/ns/net"
 _ANSWER_S = 10.0
 
 _HEADER = Struct("=IHHII")
@@ -82,14 +85,16 @@ class PodLink:
         queues: Transmit and receive queues of both ends.
         forwarding: Whether the container may forward.
         owner: Stands as the host end's alias, so that it can be told whose it is.
+        host_routes: Whether the host gets routes to the addresses; not where an agent makes them in a moment.
     """
 
     def __init__(
         self, netns: str, inner: str, outer: str, addresses: tuple[str, ...] = (), *,
-        mtu: int = 0, queues: int = 1, forwarding: bool = False, owner: str = "",
+        mtu: int = 0, queues: int = 1, forwarding: bool = False, owner: str = "", host_routes: bool = True,
     ) -> None:  # fmt: skip
         self.netns, self.inner, self.outer, self.addresses = netns, inner, outer, addresses
         self.mtu, self.queues, self.forwarding, self.owner = mtu, queues, forwarding, owner
+        self.host_routes = host_routes
 
     def make(self) -> str:
         """Make the pair and all that belongs to it; return the container's MAC address.
@@ -102,7 +107,7 @@ class PodLink:
             KernelError: Something was refused, or the host's name is another owner's.
         """
         packed = [_pack(text) for text in self.addresses]
-        with _namespace(self.netns) as target, Rtnl() as host:
+        with _Namespace(self.netns) as target, Rtnl() as host:
             left = host.link(self.outer)
             if left is not None:
                 if left.alias and self.owner and left.alias != self.owner:
@@ -116,9 +121,9 @@ class PodLink:
                 host.set_link(outer.index, _attr(_IFLA_IFALIAS, self.owner.encode()[:_ALIAS_BYTES]))
             self._host_sysctls(packed)
             host.set_link(outer.index, up=True)
-            with _inside(target):
+            with _Visit(target):
                 mac = self._inside(packed)
-            for address in packed:
+            for address in packed if self.host_routes else ():
                 host.add_route(outer.index, address, scope=_SCOPE_LINK)
         return ":".join(f"{byte:02x}" for byte in mac)
 
@@ -136,15 +141,14 @@ class PodLink:
     def _host_sysctls(self, packed: list[bytes]) -> None:
         if any(len(address) == 4 for address in packed):
             _sysctl(f"ipv4/conf/{self.outer}/route_localnet", "1")
-            with contextlib.suppress(KernelError):  # a slow first ARP answer is no reason to refuse a pod
-                _sysctl(f"ipv4/neigh/{self.outer}/proxy_delay", "0")
+            # a slow first ARP answer is no reason to refuse a pod
+            _sysctl(f"ipv4/neigh/{self.outer}/proxy_delay", "0", must=False)
             _sysctl(f"ipv4/conf/{self.outer}/proxy_arp", "1")
             _sysctl(f"ipv4/conf/{self.outer}/forwarding", "1")
         if any(len(address) == 16 for address in packed):
             for name, value in (("accept_dad", "0"), ("disable_ipv6", "0"), ("proxy_ndp", "1"), ("forwarding", "1")):
                 _sysctl(f"ipv6/conf/{self.outer}/{name}", value)
-        with contextlib.suppress(KernelError):  # a host without IPv6 has no such file
-            _sysctl(f"ipv6/conf/{self.outer}/accept_ra", "0")
+        _sysctl(f"ipv6/conf/{self.outer}/accept_ra", "0", must=False)  # a host without IPv6 has no such file
 
     def _inside(self, packed: list[bytes]) -> bytes:
         """The container's side; in its namespace."""
@@ -176,9 +180,12 @@ class PodLink:
         The host's end goes with the container's; if that cannot be reached, it is removed by name, when its alias says
         that it is ``owner``'s.
         """
-        with contextlib.suppress(NoNamespace), _namespace(self.netns) as target, _inside(target), Rtnl() as inside:
-            if (link := inside.link(self.inner)) is not None:
-                inside.delete(link.index)
+        try:
+            with _Namespace(self.netns) as target, _Visit(target), Rtnl() as inside:
+                if (link := inside.link(self.inner)) is not None:
+                    inside.delete(link.index)
+        except NoNamespace:
+            pass
         with Rtnl() as host:
             left = host.link(self.outer) if self.outer else None
             if left is not None and self.owner and left.alias == self.owner:
@@ -188,11 +195,11 @@ class PodLink:
         """What is not as :meth:`make` leaves it; one line each.  Raises NoNamespace."""
         found: list[str] = []
         packed = [_pack(text) for text in self.addresses]
-        with _namespace(self.netns) as target, Rtnl() as host:
+        with _Namespace(self.netns) as target, Rtnl() as host:
             outer = host.link(self.outer)
             if outer is None or not outer.up:
                 found.append(f"host interface {self.outer} is {'down' if outer else 'missing'}")
-            with _inside(target), Rtnl() as inside:
+            with _Visit(target), Rtnl() as inside:
                 link = inside.link(self.inner)
                 if link is None or not link.up:
                     return [*found, f"{self.inner} is {'down' if link else 'missing'} in {self.netns}"]
@@ -326,7 +333,7 @@ class Rtnl:
                     if answer == _ERROR:
                         code = -_I32.unpack_from(content)[0]
                         if code:
-                            raise KernelError(f"cannot {what}: {os.strerror(code)}", code)
+                            raise KernelError(f"cannot {what}: {posix.strerror(code)}", code)
                         return answers
                     if answer == _DONE:
                         return answers
@@ -340,59 +347,69 @@ class Rtnl:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _namespace(path: str) -> Iterator[int]:
-    """Open a network namespace.  Raises NoNamespace, also for the one we are in: a pod's is never the host's."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as why:
-        raise NoNamespace(f"{path or 'network namespace'}: {why.strerror}", why.errno or 0) from None
-    try:
-        there, here = os.fstat(fd), os.stat("/proc/thread-self/ns/net")
-        if there.st_dev != here.st_dev:
-            raise NoNamespace(f"{path}: no network namespace", errno.EINVAL)
-        if there.st_ino == here.st_ino:
-            raise NoNamespace(f"{path}: this is the host's own network namespace", errno.EINVAL)
-        yield fd
-    finally:
-        os.close(fd)
+class _Namespace:
+    """A network namespace, open.  Raises NoNamespace, also for the one we are in: a pod's is never the host's."""
 
+    def __init__(self, path: str) -> None:
+        self._path = path
 
-@contextlib.contextmanager
-def _inside(fd: int) -> Iterator[None]:
-    """Be in another network namespace for a while; this thread only."""
-    back = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _setns(fd)
+    def __enter__(self) -> int:
         try:
-            yield
+            self._fd = posix.open(self._path, posix.O_RDONLY | posix.O_CLOEXEC)
+            there, here = posix.fstat(self._fd), posix.stat(_HERE)
+        except OSError as why:
+            raise NoNamespace(f"{self._path or 'network namespace'}: {why.strerror}", why.errno or 0) from None
+        if there.st_dev == here.st_dev and there.st_ino != here.st_ino:
+            return self._fd
+        posix.close(self._fd)
+        is_ours = there.st_dev == here.st_dev
+        reason = "this is the host's own network namespace" if is_ours else "no network namespace"
+        raise NoNamespace(f"{self._path}: {reason}", errno.EINVAL)
+
+    def __exit__(self, *_: object) -> None:
+        posix.close(self._fd)
+
+
+class _Visit:
+    """Be in another network namespace for a while; this thread only."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        self._back = posix.open(_HERE, posix.O_RDONLY | posix.O_CLOEXEC)
+        _setns(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            _setns(self._back)
         finally:
-            _setns(back)
-    finally:
-        os.close(back)
+            posix.close(self._back)
 
 
 def _setns(fd: int) -> None:
-    if hasattr(os, "setns"):  # Python 3.12
-        os.setns(fd, _CLONE_NEWNET)
+    if hasattr(posix, "setns"):  # Python 3.12
+        posix.setns(fd, _CLONE_NEWNET)
         return
-    import ctypes  # 3 ms; only here
+    import _ctypes  # not ctypes: it takes 4 ms
 
-    if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise NoNamespace(f"cannot enter the network namespace: {os.strerror(code)}", code)
+    # None is this program itself; the stubs want a file's name
+    setns = _ctypes.dlsym(_ctypes.dlopen(None, 0), "setns")  # type: ignore[arg-type]
+    if _ctypes.call_function(setns, (fd, _CLONE_NEWNET)) != 0:
+        raise NoNamespace("cannot enter the network namespace", errno.EPERM)
 
 
-def _sysctl(name: str, value: str) -> None:
-    """Write below /proc/sys/net.  Raises KernelError."""
+def _sysctl(name: str, value: str, *, must: bool = True) -> None:
+    """Write below /proc/sys/net.  Raises KernelError if it ``must``."""
     try:
-        fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        fd = posix.open(f"/proc/sys/net/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
         try:
-            os.write(fd, value.encode())
+            posix.write(fd, value.encode())
         finally:
-            os.close(fd)
+            posix.close(fd)
     except OSError as why:
-        raise KernelError(f"cannot set net/{name} to {value}: {why.strerror}", why.errno or 0) from None
+        if must:
+            raise KernelError(f"cannot set net/{name} to {value}: {why.strerror}", why.errno or 0) from None
 
 
 def _pack(text: str) -> bytes:

@@ -30,3 +30,19 @@ def node(shared: Node) -> Iterator[Node]:
     for name in shared.ns.run("ip", "netns").split():
         shared.drop_pod(name)
     assert left == ""
+
+
+@pytest.fixture(scope="module")
+def agent(shared: Node) -> Iterator[None]:
+    """An agent for all tests of a module."""
+    running = shared.agent()
+    try:
+        yield
+    finally:
+        shared.stop(running)
+
+
+@pytest.fixture
+def served(agent: None, node: Node) -> Node:
+    """The node, with an agent that serves its plugins."""
+    return node

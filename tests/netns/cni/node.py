@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +32,8 @@ class Node:
     """The node; everything goes with :meth:`close`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.socket = folder, folder / "run" / "cni.sock"
+        self.served = False  # whether plugins may ask an agent
         self.bin = folder / "bin"
         install(self.bin)
         self.ns = Namespace("cni-node")
@@ -59,6 +61,29 @@ class Node:
         self.etcd.wait()
         self.ns.close()
         self.log.close()
+
+    def agent(self) -> subprocess.Popen[str]:
+        """Start the agent and wait until it serves plugins; its socket is ``self.socket``."""
+        self.socket.unlink(missing_ok=True)
+        with (self.folder / "agent.log").open("ab") as log:
+            agent = self.ns.popen(
+                sys.executable, "-m", "felixpy.agent.main", "--config", "/nonexistent", "--node", NODE,
+                "--run-dir", str(self.socket.parent), "--log-format", "console", stdout=log, stderr=log,
+            )  # fmt: skip
+        end = time.monotonic() + 20
+        while not self.socket.exists():
+            assert agent.poll() is None, (self.folder / "agent.log").read_text()
+            assert time.monotonic() < end, "the agent does not serve plugins"
+            time.sleep(0.02)
+        self.served = True
+        return agent
+
+    def stop(self, agent: subprocess.Popen[str]) -> None:
+        """Kill the agent, and take away what it has put into the node's kernel."""
+        self.served = False
+        agent.kill()
+        agent.communicate()
+        self.ns.run("nft", "flush", "ruleset")
 
     # --- datastore ---------------------------------------------------------------------------------------------------
 
@@ -129,6 +154,7 @@ class Node:
         return {
             "PATH": os.environ["PATH"], "CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns,
             "CNI_IFNAME": ifname, "CNI_ARGS": args, "CNI_PATH": f"{self.bin}:{REFERENCE}",
+            "FELIXPY_CNI_SOCKET": str(self.socket) if self.served else "",
         }  # fmt: skip
 
     def start(
