@@ -79,17 +79,15 @@ class Plugin:
             if request.plugin == OWN_IPAM:
                 return await self._run_ipam(request)
             return await self._run_calico(request)
-        except TaskFailed as why:
-            code = NO_CONTAINER if why.kind == "NoNamespace" else FAILED
-            raise CniError(code, str(why)) from None
-        except Denied as why:
-            raise CniError(_code(request, FAILED), "the datastore refuses us", str(why)) from None
-        except DatastoreError as why:
-            raise CniError(_code(request, TRY_AGAIN), "the datastore cannot be used now", str(why)) from None
-        except (IpamError, BlockError) as why:
-            raise CniError(_code(request, FAILED), "no address", str(why)) from None
-        except ValueError as why:  # a value in the datastore that cannot be read
-            raise CniError(_code(request, FAILED), "what the datastore holds cannot be understood", str(why)) from None
+        except CniError:
+            raise
+        except Exception as why:
+            error = _as_cni(why, UNAVAILABLE if request.command == "STATUS" else 0)
+            if error is None:
+                raise
+            for note in getattr(why, "__notes__", ()):
+                error.add_note(note)
+            raise error from None
 
     async def _run_calico(self, request: Request) -> str:
         match request.command:
@@ -311,5 +309,18 @@ def _valid(request: Request) -> set[tuple[str, str]]:
         raise CniError(BAD_CONFIG, "GC needs cni.dev/valid-attachments, a list of containerID and ifname") from None
 
 
-def _code(request: Request, code: int) -> int:
-    return UNAVAILABLE if request.command == "STATUS" else code
+def _as_cni(why: Exception, code: int) -> CniError | None:
+    """CNI's error for one of the layers below; ``code``, if not 0, goes before.  None: it is a fault of ours."""
+    match why:
+        case TaskFailed():
+            return CniError(code or (NO_CONTAINER if why.kind == "NoNamespace" else FAILED), str(why))
+        case Denied():
+            return CniError(code or FAILED, "the datastore refuses us", str(why))
+        case DatastoreError():
+            return CniError(code or TRY_AGAIN, "the datastore cannot be used now", str(why))
+        case IpamError() | BlockError():
+            return CniError(code or FAILED, "no address", str(why))
+        case ValueError():
+            return CniError(code or FAILED, "what the datastore holds cannot be understood", str(why))
+        case _:
+            return None
