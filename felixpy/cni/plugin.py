@@ -298,12 +298,12 @@ def _previous(request: Request) -> Result:
 def _valid(request: Request) -> set[tuple[str, str]]:
     """(container, interface) pairs that GC must keep.
 
-    A configuration without the key is refused: taking it for an empty list would remove everything.
+    A configuration without the key is refused: taking it for an empty list would remove everything.  (libcni leaves
+    it out when its caller has named no attachments, as cnitool does; what Go calls an empty list may be null.)
     """
-    entries = request.conf.get("cni.dev/valid-attachments", request.conf.get("cni.dev/attachments"))
+    absent: list[Any] = [None]
+    entries = request.conf.get("cni.dev/valid-attachments", request.conf.get("cni.dev/attachments", absent)) or []
     try:
-        if not isinstance(entries, list):
-            raise TypeError
         return {(str(entry["containerID"]), str(entry["ifname"])) for entry in entries}
     except (TypeError, KeyError):
         raise CniError(BAD_CONFIG, "GC needs cni.dev/valid-attachments, a list of containerID and ifname") from None
