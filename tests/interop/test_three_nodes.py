@@ -144,34 +144,28 @@ def test_a_policy_takes_effect_on_every_node_and_its_deletion_undoes_it(lab: Lab
     assert ex.wrong_pings(ex.ping_all(lab, expect.places), expect) == []
 
 
-def test_a_new_endpoint_is_routed_and_policed_and_goes_without_trace(lab: Lab) -> None:
+def test_a_new_pod_is_routed_and_policed_and_goes_without_trace(lab: Lab) -> None:
+    """The CNI plugin makes it, as a runtime would; then its endpoint goes before its interface."""
     node = lab.node("node2")
     key = R + "workloadendpoints/default/node2-cni-node2pod3x01-eth0"
-    node.run(["sh", "/etc/felixpy/pod-up", "pod3", "calinode2pod3x0", "10.65.2.3", "ce:00:00:00:02:03"])
+    answer = json.loads(node.run(["sh", "/etc/felixpy/pod", "add", "pod3", "web", "10.65.2.3"]).stdout)
     try:
-        assert not pings(lab, "node2", "pod3", "10.65.3.1"), "an interface that no endpoint claims is closed"
-        wait_applied(lab, put(lab, key, {
-            "metadata": {"labels": {"app": "web", "projectcalico.org/namespace": "default"}},
-            "spec": {
-                "orchestrator": "cni", "node": "node2", "containerID": "node2pod3x01", "endpoint": "eth0",
-                "ipNetworks": ["10.65.2.3/32"], "interfaceName": "calinode2pod3x0", "profiles": ["lab"],
-                "mac": "ce:00:00:00:02:03",
-            },
-        }))  # fmt: skip
+        assert answer["ips"] == [{"address": "10.65.2.3/32", "interface": 1}]
+        wait_applied(lab, json.loads(etcdctl(lab, "get", "-w", "json", key))["kvs"][0]["mod_revision"])
         assert pings(lab, "node2", "pod3", "10.65.3.1")
         assert pings(lab, "node2", "pod3", "10.65.1.2"), "its label lets it call databases on other nodes"
         assert not pings(lab, "node2", "pod3", "203.0.113.10")
         status = "/calico/felix/v2/no-region/host/node2/workload/cni/default%2fnode2pod3x01/endpoint/eth0"
         until("endpoint status", lambda: '"up"' in etcdctl(lab, "get", "--print-value-only", status))
         wait_applied(lab, delete(lab, key))
-        assert not pings(lab, "node2", "pod3", "10.65.3.1")
+        assert not pings(lab, "node2", "pod3", "10.65.3.1"), "an interface that no endpoint claims is closed"
         assert "10.65.2.3" not in node.run(["ip", "route"]).stdout
         assert "pod3" not in node.run(["nft", "list", "table", "inet", "calico"]).stdout
         until("endpoint status gone", lambda: etcdctl(lab, "get", status) == "")
     finally:
-        delete(lab, key)
-        node.run(["ip", "link", "del", "calinode2pod3x0"], check=False)
-        node.run(["ip", "netns", "del", "pod3"], check=False)
+        node.run(["sh", "/etc/felixpy/pod", "del", "pod3"])
+    assert etcdctl(lab, "get", "/calico/ipam/v2/handle/lab.node2pod3x01") == ""
+    assert "pod3" not in node.run(["ip", "link"]).stdout
 
 
 SPARE_BIRD = """
