@@ -30,8 +30,8 @@ from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.config import FelixConfig
 from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
-from felixpy.node.host import host_id
 from felixpy.cni.server import CniServer, InsideWait
+from felixpy.node.host import host_id
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
