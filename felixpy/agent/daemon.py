@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -66,7 +67,9 @@ class Agent:
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
         prefixes = self._config().interface_prefixes
         self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision)
-        self.dataplane = Dataplane(self._clock, prefixes, settings.audit_interval_s, observer=self.metrics)
+        self.dataplane = Dataplane(
+            self._clock, prefixes, settings.audit_interval_s, observer=self.metrics, proc_sys=Path(settings.proc_sys)
+        )
         self._public_keys = PublicKeys(store, self.node, self.dataplane, self.graph.routing.wireguard)
         self._health = Reporter("dataplane", timeout_s=60.0)
         self._mtu_file = MtuFile(settings.mtu_file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from felixpy.agent.handover import Handover
@@ -34,7 +35,7 @@ from libcalico.kernel.nft_reconciler import NftReconciler, drop_all
 from libcalico.kernel.policy_rules import RuleReconciler
 from libcalico.kernel.routes import NetlinkRoutes, RouteReconciler
 from libcalico.kernel.rtnl import RtnlSocket
-from libcalico.kernel.sysctl import SysctlReconciler
+from libcalico.kernel.sysctl import PROC_SYS, SysctlReconciler
 from libcalico.kernel.tunnels import TunnelReconciler
 from libcalico.kernel.wireguard import WireguardReconciler
 from libcalico.kernel.wireguard_wire import open_wireguard_socket
@@ -79,6 +80,7 @@ class Dataplane:
         most_pause_s: float = MOST_PAUSE_S,
         observer: Observer | None = None,
         handover: Handover | None = None,
+        proc_sys: Path = PROC_SYS,
     ) -> None:
         self.prefixes = interface_prefixes
         self.applied_revision = 0
@@ -103,7 +105,7 @@ class Dataplane:
         self._keys_moved = asyncio.Event()
         self.wireguard = WireguardReconciler(self._sock, self._generic_sock, self.links, self._on_key)
         self.rules = RuleReconciler(self._sock, self._rule_is_ours)
-        self.sysctls = SysctlReconciler()
+        self.sysctls = SysctlReconciler(proc_sys)
         self.bandwidth = BandwidthReconciler(self.links, self._is_workload_interface)
         self._flows_sock = open_conntrack_socket()
         self.flows = FlowCutter(self._flows_sock)

@@ -13,6 +13,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     Attributes:
         node: Name of this node; empty: see :mod:`libcalico.runtime.nodename`.
         run_dir: Control socket, and the one of the CNI plugin.
+        proc_sys: Where sysctls are written; elsewhere than /proc/sys only in a container that has that read-only.
         log_level: debug, info, warning, error.
         log_format: auto, console, json.
         audit_interval_s: How often all kernel state is read back.
@@ -25,6 +26,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
 
     node: str = ""
     run_dir: str = "/run/calico/felixpy"
+    proc_sys: str = "/proc/sys"
     log_level: str = "info"
     log_format: str = "auto"
     audit_interval_s: float = 60.0
