@@ -93,7 +93,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _inspect(lab: Lab, output: str) -> None:
-    rows = [{"name": n.name, "pid": n.pid, "kind": n.spec.kind, "cmd": n.spec.cmd} for n in lab.nodes.values()]
+    rows = [
+        {"name": n.name, "pid": n.pid, "kind": n.spec.kind, "cmd": " ".join(n.spec.command)} for n in lab.nodes.values()
+    ]
     if output == "json":
         print(json.dumps(rows, indent=2))
     else:

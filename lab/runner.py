@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 
 from lab.namespaces import LabError, Node, kill_and_wait, start_time
+from lab.stages import Healthcheck, Progress, StageError, until_healthy
 from lab.topology import NodeSpec, Topology, load_topology
 
 STATE_DIR = Path("/run/felixpy-lab")
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 def quiet(_: str) -> None:
@@ -31,7 +32,7 @@ class Lab:
     ``tied``: it dies with this process (tests); otherwise it outlives it and is found again by its state file.
     """
 
-    def __init__(self, topology: Topology, *, tied: bool = False, progress: Progress = quiet, name: str = "") -> None:
+    def __init__(self, topology: Topology, *, tied: bool = False, progress: Say = quiet, name: str = "") -> None:
         self.topology = topology
         self.name = name or topology.name
         self.nodes: dict[str, Node] = {}
@@ -39,7 +40,7 @@ class Lab:
         self._tied, self._progress = tied, progress
 
     @classmethod
-    def from_file(cls, path: Path, *, tied: bool = False, progress: Progress = quiet, name: str = "") -> Lab:
+    def from_file(cls, path: Path, *, tied: bool = False, progress: Say = quiet, name: str = "") -> Lab:
         return cls(load_topology(path), tied=tied, progress=progress, name=name)
 
     # --- up and down ------------------------------------------------------------------------------------------------
@@ -71,9 +72,8 @@ class Lab:
             self._save()
         self._progress(f"wiring {len(self.topology.links)} links")
         self._wire()
-        self._each("configuring", self._configure)
-        self._each("starting the nodes' daemons", self._start)
-        self._each("running exec commands", self._exec)
+        stages = Progress({name: spec.stages for name, spec in specs.items()})
+        self._each("starting the nodes, running their exec commands", lambda node: self._bring_up(node, stages))
 
     def _each(self, what: str, work: Callable[[Node], None]) -> None:
         """Do something on all nodes at once."""
@@ -96,20 +96,44 @@ class Lab:
                     node.run(["ip", "link", "set", interface, "mtu", str(link.mtu)])
                 node.run(["ip", "link", "set", interface, "up"])
 
-    def _configure(self, node: Node) -> None:
+    def _bring_up(self, node: Node, stages: Progress) -> None:
+        """Through all stages; links are there from the beginning."""
+        try:
+            self._stages(node, stages)
+        except StageError as why:
+            stages.fail()
+            raise LabError(f"{self.topology.path}: {why}") from None
+        except BaseException:
+            stages.fail()
+            raise
+
+    def _stages(self, node: Node, stages: Progress) -> None:
+        time.sleep(node.spec.startup_delay_s)
+        stages.enter(node.name, "create")
+        self._start(node)
+        stages.finish(node.name, "create")
+        stages.enter(node.name, "create-links")
+        stages.finish(node.name, "create-links")
+        stages.enter(node.name, "configure")
+        stages.finish(node.name, "configure")
+        for line in node.spec.exec:
+            node.run(shlex.split(line), timeout=60)
+        check = node.spec.healthcheck
+        if check is not None and stages.is_awaited(node.name, "healthy"):
+            stages.enter(node.name, "healthy")
+            until_healthy(node.name, lambda: self._is_healthy(node, check))
+            stages.finish(node.name, "healthy")
+
+    def _start(self, node: Node) -> None:
         for key, value in node.spec.sysctls.items():
             node.run(["sysctl", "-qw", f"{key}={value}"])
         node.bind_all()
+        if command := node.spec.command:
+            node.daemon("main", command)
 
-    def _start(self, node: Node) -> None:
-        if node.spec.cmd:
-            if node.spec.startup_delay_s:
-                time.sleep(node.spec.startup_delay_s)
-            node.daemon("main", shlex.split(node.spec.cmd))
-
-    def _exec(self, node: Node) -> None:
-        for line in node.spec.exec:
-            node.run(shlex.split(line), timeout=60)
+    @staticmethod
+    def _is_healthy(node: Node, check: Healthcheck) -> bool:
+        return node.run(check.command, check=False, timeout=check.timeout_s).returncode == 0
 
     def down(self) -> None:
         """Take everything away."""

@@ -1,22 +1,30 @@
 """The containerlab file: what of it we understand, checked; what we do not is an error that names the place.
 
-Keys that only mean something to a container engine (image, privileges, resources, management network) are accepted
-and have no effect here; all others that this runner does not do are refused, never ignored.
+Keys that only mean something to a container engine (image, privileges, management network) are accepted and have no
+effect here: our nodes have the host's programs, and root's privileges over namespaces of their own.  All others that
+this runner does not do (ports, limits of memory, kinds other than linux ...) are refused, never ignored.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lab.stages import Healthcheck, StageError, WaitFor, check_order, parse_healthcheck, parse_stages
+
 _NO_MEANING = {
-    "image", "image-pull-policy", "privileged", "cap-add", "cpu", "memory", "ports", "network-mode", "restart-policy",
-    "labels", "group", "position", "healthcheck", "auto-remove", "security-opts", "tmpfs", "cgroupns-mode",
+    "image", "image-pull-policy", "privileged", "cap-add", "security-opts", "cgroupns-mode", "labels", "group",
 }  # fmt: skip
-_NODE_KEYS = {"kind", "binds", "env", "exec", "cmd", "sysctls", "hostname", "startup-delay"} | _NO_MEANING
+_NODE_KEYS = {
+    "kind", "binds", "env", "exec", "cmd", "entrypoint", "sysctls", "hostname", "startup-delay", "network-mode",
+    "stages", "healthcheck",
+} | _NO_MEANING  # fmt: skip
 _TOP_KEYS = {"name", "prefix", "topology", "mgmt"}
 _TOPOLOGY_KEYS = {"defaults", "kinds", "groups", "nodes", "links"}
 
@@ -58,12 +66,24 @@ class NodeSpec:
     name: str
     kind: str
     hostname: str
+    group: str = ""
+    entrypoint: str = ""
     cmd: str = ""
     binds: tuple[Bind, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     exec: tuple[str, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     startup_delay_s: float = 0.0
+    stages: tuple[WaitFor, ...] = ()
+    healthcheck: Healthcheck | None = None
+    image: str = ""
+    cap_add: tuple[str, ...] = ()
+    security_opts: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        """The node's main process; empty if it has none."""
+        return shlex.split(f"{self.entrypoint} {self.cmd}")
 
 
 @dataclass(frozen=True)
@@ -77,31 +97,46 @@ class Topology:
 
 
 def load_topology(path: Path) -> Topology:
-    """Read a ``*.clab.yml``.  Raises TopologyError."""
+    """Read a ``*.clab.yml``.  Raises TopologyError, which names the file and the place in it."""
+    with _named(path):
+        try:
+            document = yaml.safe_load(path.read_text())
+        except OSError as why:
+            raise TopologyError(why.strerror) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as why:
+            raise TopologyError(str(why)) from None
+        return _topology(document, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        document = yaml.safe_load(path.read_text())
-    except OSError as why:
-        raise TopologyError(f"{path}: {why.strerror}") from None
-    except yaml.YAMLError as why:
+        yield
+    except (TopologyError, StageError) as why:
         raise TopologyError(f"{path}: {why}") from None
+
+
+def _topology(document: Any, path: Path) -> Topology:
     if not isinstance(document, dict):
-        raise TopologyError(f"{path}: not a mapping")
-    _only(document, _TOP_KEYS, str(path))
+        raise TopologyError("not a mapping")
+    _only(document, _TOP_KEYS, "")
     name = document.get("name")
     if not isinstance(name, str) or not name or "/" in name:
-        raise TopologyError(f"{path}: name is missing")
+        raise TopologyError("name is missing")
     body = _mapping(document.get("topology"), "topology")
     _only(body, _TOPOLOGY_KEYS, "topology")
     nodes = {n: _node(n, body, path.parent) for n in _mapping(body.get("nodes"), "topology.nodes")}
     if not nodes:
         raise TopologyError("topology.nodes: there is none")
-    return Topology(name, path, nodes, tuple(_links(body.get("links") or [], nodes)))
+    links = tuple(_links(body.get("links") or [], nodes))
+    check_order({n: s.stages for n, s in nodes.items()}, {n for n, s in nodes.items() if s.healthcheck})
+    return Topology(name, path, nodes, links)
 
 
 def _only(mapping: dict[str, Any], allowed: set[str], place: str) -> None:
     for key in mapping:
         if key not in allowed:
-            raise TopologyError(f"{place}.{key}: not supported by felixpy-lab")
+            raise TopologyError(f"{place}.{key}: not supported by felixpy-lab".lstrip("."))
 
 
 def _mapping(value: Any, place: str) -> dict[str, Any]:
@@ -123,27 +158,55 @@ def _node(name: str, body: dict[str, Any], folder: Path) -> NodeSpec:
     if kind != "linux":
         raise TopologyError(f"{place}.kind: {kind!r} is not supported by felixpy-lab, only linux")
     of_kind = _mapping(_mapping(body.get("kinds"), "topology.kinds").get(kind), f"topology.kinds.{kind}")
+    layers = {
+        "topology.defaults": defaults, f"topology.kinds.{kind}": of_kind, f"topology.groups.{group}": in_group,
+        place: own,
+    }  # fmt: skip
     merged: dict[str, Any] = {}
-    for layer in (defaults, of_kind, in_group, own):
-        _only(layer, _NODE_KEYS, place)
+    for where, layer in layers.items():
+        # the layer's own place, and whose it becomes
+        _only(layer, _NODE_KEYS, where if where == place else f"{place}: {where}")
         for key, value in layer.items():
-            if isinstance(value, dict):
-                merged[key] = {**merged.get(key, {}), **value}
-            elif isinstance(value, list):
-                merged[key] = [*merged.get(key, []), *value]
-            else:
-                merged[key] = value
+            merged[key] = _merge(merged.get(key), value, f"{where}.{key}")
+    if merged.get("network-mode", "none") != "none":
+        raise TopologyError(
+            f"{place}.network-mode: {merged['network-mode']!r} is not supported by felixpy-lab, only none"
+        )
     return NodeSpec(
         name=name,
         kind=kind,
         hostname=str(merged.get("hostname", name)),
+        group=group,
+        entrypoint=str(merged.get("entrypoint", "")),
         cmd=str(merged.get("cmd", "")),
-        binds=tuple(_bind(text, folder, place) for text in merged.get("binds", [])),
+        binds=tuple({b.target: b for b in (_bind(text, folder, place) for text in merged.get("binds", []))}.values()),
         env={k: str(v) for k, v in merged.get("env", {}).items()},
         exec=tuple(str(line).replace("$$", "$") for line in merged.get("exec", [])),
         sysctls={k: str(v) for k, v in merged.get("sysctls", {}).items()},
-        startup_delay_s=float(merged.get("startup-delay", 0)),
+        startup_delay_s=_seconds(merged.get("startup-delay", 0), f"{place}.startup-delay"),
+        stages=parse_stages(merged.get("stages"), f"{place}.stages"),
+        healthcheck=parse_healthcheck(merged.get("healthcheck"), f"{place}.healthcheck"),
+        image=str(merged.get("image", "")),
+        cap_add=tuple(map(str, merged.get("cap-add", []))),
+        security_opts=tuple(map(str, merged.get("security-opts", []))),
     )
+
+
+def _merge(below: Any, above: Any, place: str) -> Any:
+    """Maps and lists of the layers add up, of anything else the nearest counts."""
+    if below is None:
+        return above
+    if isinstance(above, dict) != isinstance(below, dict) or isinstance(above, list) != isinstance(below, list):
+        raise TopologyError(f"{place}: must be of one type in all layers")
+    if isinstance(above, dict):
+        return below | {k: _merge(below.get(k), v, f"{place}.{k}") for k, v in above.items()}
+    return [*below, *above] if isinstance(above, list) else above
+
+
+def _seconds(value: Any, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TopologyError(f"{place}: {value!r} is not a number of seconds")
+    return float(value)
 
 
 def _bind(text: Any, folder: Path, place: str) -> Bind:
@@ -162,9 +225,9 @@ def _links(entries: list[Any], nodes: dict[str, NodeSpec]) -> list[LinkSpec]:
     for number, entry in enumerate(entries):
         place = f"topology.links[{number}]"
         entry = _mapping(entry, place)  # noqa: PLW2901
-        _only(entry, {"endpoints", "type", "mtu", "labels", "vars"}, place)
         if entry.get("type", "veth") != "veth":
             raise TopologyError(f"{place}.type: {entry['type']!r} is not supported by felixpy-lab, only veth")
+        _only(entry, {"endpoints", "type", "mtu", "labels", "vars"}, place)
         ends = [_endpoint(e, nodes, place) for e in entry.get("endpoints", [])]
         if len(ends) != 2:
             raise TopologyError(f"{place}.endpoints: two are needed")

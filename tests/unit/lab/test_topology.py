@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
+from lab.stages import Progress, StageError, WaitFor
 from lab.topology import TopologyError, load_topology
 from libcalico.model.codec import decode_value
 from libcalico.model.keys import parse_key
 
-THREE_NODE = Path(__file__).parents[3] / "containerlab" / "three-node"
+LABS = Path(__file__).parents[3] / "containerlab"
+THREE_NODE = LABS / "three-node"
+SCHEMA = json.loads((Path(__file__).parents[2] / "oracle" / "containerlab" / "clab.schema.json").read_text())
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -61,13 +67,123 @@ topology:
             "used twice",
         ),
         ("name: t\ntopology: {}", "there is none"),
+        ("name: t\ntopology: {nodes: {a: {kind: linux, ports: ['80:80']}}}", "topology.nodes.a.ports: not supported"),
+        (
+            "name: t\ntopology: {defaults: {memory: 1Gb}, nodes: {a: {kind: linux}}}",
+            "topology.nodes.a: topology.defaults.memory: not supported",
+        ),
+        (
+            "name: t\ntopology: {groups: {g: {user: me}}, nodes: {a: {kind: linux, group: g}}}",
+            "topology.nodes.a: topology.groups.g.user: not supported",
+        ),
+        ("name: t\ntopology: {nodes: {a: {kind: linux, network-mode: host}}}", "topology.nodes.a.network-mode: 'host'"),
+        ("name: t\nsettings: {}\ntopology: {nodes: {a: {kind: linux}}}", "yml: settings: not supported"),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux}, b: {kind: linux}}, "
+            "links: [{type: veth, endpoints: [{node: a, interface: eth1, mac: '02:00:00:00:00:01'}, 'b:eth1']}]}",
+            "topology.links[0].endpoints.mac: not supported",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux, startup-delay: soon}}}",
+            "topology.nodes.a.startup-delay: 'soon'",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux, stages: {exit: {}}}}}",
+            "topology.nodes.a.stages.exit: not supp",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux, stages: {create: {exec: {on-enter: [ls]}}}}}}",
+            "topology.nodes.a.stages.create.exec: not supported",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux, stages: {create: {wait-for: [{node: b, stage: create}]}}}}}",
+            "topology.nodes.a.stages.create.wait-for: there is no node 'b'",
+        ),
+        (
+            "name: t\ntopology: {nodes: {b: {kind: linux}, "
+            "a: {kind: linux, stages: {create: {wait-for: [{node: b, stage: healthy}]}}}}}",
+            "topology.nodes.a.stages.create.wait-for: b has no healthcheck",
+        ),
+        (
+            "name: t\ntopology: {nodes: {"
+            "a: {kind: linux, stages: {configure: {wait-for: [{node: b, stage: configure}]}}},"
+            "b: {kind: linux, stages: {create: {wait-for: [{node: a, stage: configure}]}}}}}",
+            "topology.nodes: these wait for each other: ",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux, healthcheck: {test: ls}}}}",
+            "topology.nodes.a.healthcheck.test",
+        ),
         ("- x", "not a mapping"),
         ("{", "x.clab.yml"),
     ],
 )
 def test_what_is_not_supported_is_refused_with_its_place(tmp_path: Path, text: str, place: str) -> None:
-    with pytest.raises(TopologyError, match=re.escape(place)):
+    with pytest.raises(TopologyError, match=re.escape(place)) as caught:
         load_topology(write(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "x.clab.yml")), "the file is named"
+    assert "\n" not in str(caught.value) or text == "{"
+
+
+@pytest.mark.parametrize("path", sorted(LABS.glob("*/*.clab.yml")), ids=lambda p: p.parent.name)
+def test_every_lab_of_ours_is_a_valid_containerlab_file_and_runs_without_privileges(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    jsonschema.Draft7Validator(SCHEMA).validate(document)
+    for node in load_topology(path).nodes.values():
+        assert node.image in {"felixpy/node:latest", "felixpy/lab:latest"}
+        assert node.group, "`graph` needs a level"
+    linux = document["topology"]["kinds"]["linux"]
+    assert linux["privileged"] is False
+    assert linux["network-mode"] == "none", "nothing but the links, as in felixpy-lab"
+
+
+def test_the_schema_would_notice() -> None:
+    document = yaml.safe_load((THREE_NODE / "three-node.clab.yml").read_text())
+    document["topology"]["nodes"]["node1"]["privilged"] = True
+    assert list(jsonschema.Draft7Validator(SCHEMA).iter_errors(document))
+
+
+def test_stages_of_all_layers_add_up_and_a_stage_is_not_entered_before_what_it_waits_for(tmp_path: Path) -> None:
+    topology = load_topology(
+        write(
+            tmp_path,
+            """
+name: t
+topology:
+  kinds: {linux: {stages: {configure: {wait-for: [{node: c, stage: create-links}]}}}}
+  nodes:
+    a: {kind: linux, stages: {configure: {wait-for: [{node: b, stage: healthy}]}}}
+    b: {kind: linux, healthcheck: {test: [CMD-SHELL, "test -e /run/ok"], interval: 1}}
+    c: {kind: linux}
+""",
+        )
+    )
+    waits = topology.nodes["a"].stages
+    assert waits == (WaitFor("configure", "c", "create-links"), WaitFor("configure", "b", "healthy"))
+    assert topology.nodes["b"].healthcheck is not None
+    assert topology.nodes["b"].healthcheck.command == ("sh", "-c", "test -e /run/ok")
+    progress = Progress({"a": waits, "b": (), "c": ()})
+    progress.enter("a", "create")
+    entered = threading.Event()
+
+    def enter() -> None:
+        progress.enter("a", "configure")
+        entered.set()
+
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    progress.finish("c", "create-links")
+    assert not entered.wait(0.05)
+    progress.finish("b", "healthy")
+    assert entered.wait(10)
+    thread.join(10)
+
+
+def test_who_waits_for_a_node_that_failed_is_told_at_once() -> None:
+    progress = Progress({"a": (WaitFor("create", "b", "create"),), "b": ()})
+    progress.fail()
+    with pytest.raises(StageError, match=r"topology\.nodes\.a\.stages\.create: b is not create"):
+        progress.enter("a", "create")
 
 
 def test_every_value_that_the_example_puts_is_one_that_calico_would_read() -> None:
