@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/python -m pytest
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup lab lab-down test unit netns check fmt fault bench clean
+.PHONY: help setup lab lab-down test unit netns check fmt fault docker bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ check: ## format, lint, types, import rules
 
 fmt: ## format and sort imports
 	@$(VENV)/bin/ruff check --fix-only -q . ; $(VENV)/bin/ruff format -q .
+
+docker: ## the tests in containers (root, dockerd): builds the image first, which takes minutes
+	@$(SUDO) FELIXPY_DOCKER=1 $(PYTEST) -q tests/docker $(ARGS)
 
 bench: setup ## benchmarks, each beside a peer in the same run
 	@$(SUDO) $(PY) -m bench $(ARGS)
