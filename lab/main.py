@@ -1,4 +1,4 @@
-"""``felixpy-lab``: up, down, inspect, exec, enter, demo."""
+"""``felixpy-lab``: up, down, inspect, exec, enter, demo, check, graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import demo
+from lab import demo, graph, live
 from lab import expect as ex
 from lab.namespaces import LabError
 from lab.runner import Lab, require_root
@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("file", type=Path)
         if name == "inspect":
             sub.add_argument("-o", "--output", choices=["text", "json"], default="text")
+    draw = commands.add_parser("graph", help="draw the topology, with its live state while it runs (root)")
+    how = draw.add_mutually_exclusive_group()
+    how.add_argument("--svg", metavar="FILE", help="write an SVG picture; - for standard output")
+    how.add_argument("--text", action="store_true", help="as text (the default)")
+    draw.add_argument("file", type=Path)
     run = commands.add_parser("exec", help="run a command in a node, or in a pod of it")
     run.add_argument("file", type=Path)
     run.add_argument("--pod", default="")
@@ -57,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 done, 1 something is not as expected, 2 cannot be done."""
     args = _parser().parse_args(argv)
-    require_root()
+    if args.command != "graph":
+        require_root()
     try:
         return _run(args)
     except (LabError, TopologyError) as why:
@@ -79,6 +85,8 @@ def _run(args: argparse.Namespace) -> int:
             return _demo(lab)
         case "check":
             return _check(lab.attach())
+        case "graph":
+            _graph(lab, args.svg)
         case "inspect":
             _inspect(lab.attach(), args.output)
         case "exec" | "enter":
@@ -101,6 +109,21 @@ def _inspect(lab: Lab, output: str) -> None:
     else:
         for row in rows:
             print(f"{row['name']:12} pid {row['pid']:<8} {row['cmd']}")
+
+
+def _graph(lab: Lab, svg: str | None) -> None:
+    if os.geteuid() == 0 and lab.is_up():
+        lab.attach()
+    drawn = live.picture(lab)
+    if svg is None:
+        sys.stdout.write(graph.text(drawn))
+    elif svg == "-":
+        sys.stdout.write(graph.svg(drawn))
+    else:
+        try:
+            Path(svg).write_text(graph.svg(drawn))
+        except OSError as why:
+            raise LabError(f"{svg}: {why.strerror}") from None
 
 
 def _demo(lab: Lab) -> int:

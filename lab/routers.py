@@ -35,6 +35,40 @@ def learned_routes(lab: Lab, node: str, kind: str) -> dict[str, str]:
     return found
 
 
+def sessions(lab: Lab, node: str, kind: str) -> list[bool]:
+    """Of each BGP session that the router has, whether it is established; empty while it does not answer."""
+    if kind not in _SESSIONS:
+        raise LabError(f"routers.{node}.kind: {kind!r} is none of {', '.join(_SESSIONS)}")
+    words, read = _SESSIONS[kind]
+    done = lab.node(node).run(words, check=False)
+    try:
+        return read(done.stdout) if done.returncode == 0 else []
+    except (ValueError, KeyError, TypeError):
+        return []  # it is still starting
+
+
+def _bird_sessions(text: str) -> list[bool]:
+    rows = [line.split() for line in text.splitlines()]
+    return ["Established" in row for row in rows if len(row) > 3 and row[1] == "BGP"]
+
+
+def _frr_sessions(text: str) -> list[bool]:
+    """One per neighbour, whatever families it has."""
+    found: dict[str, bool] = {}
+    for family in json.loads(text).values():
+        for address, peer in family.get("peers", {}).items():
+            found[address] = found.get(address, False) or peer["state"] == "Established"
+    return list(found.values())
+
+
+def _gobgp_sessions(text: str) -> list[bool]:
+    return [peer["state"].get("session_state") == 6 for peer in json.loads(text) or []]  # ESTABLISHED in gobgp.proto
+
+
+def _openbgpd_sessions(text: str) -> list[bool]:
+    return [peer["state"] == "Established" for peer in json.loads(text)["neighbors"]]
+
+
 def _bird(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     prefix, best = "", False
@@ -76,7 +110,15 @@ def _openbgpd(text: str) -> dict[str, str]:
 _Reader = Callable[[str], dict[str, str]]
 _KINDS: dict[str, tuple[list[list[str]], _Reader]] = {
     "bird": ([["birdc", "-s", "/run/bird.ctl", "show", "route", "where", "source = RTS_BGP"]], _bird),
+    "node-bird": ([["birdc", "-s", "/run/bird/bird.ctl", "show", "route", "where", "source = RTS_BGP"]], _bird),
     "frr": ([["vtysh", "-c", f"show bgp {f} unicast json"] for f in ("ipv4", "ipv6")], _frr),
     "gobgp": ([["gobgp", "global", "rib", "-a", f, "-j"] for f in ("ipv4", "ipv6")], _gobgp),
     "openbgpd": ([["bgpctl", "-j", "show", "rib"]], _openbgpd),
+}
+_SESSIONS: dict[str, tuple[list[str], Callable[[str], list[bool]]]] = {
+    "bird": (["birdc", "-s", "/run/bird.ctl", "show", "protocols"], _bird_sessions),
+    "node-bird": (["birdc", "-s", "/run/bird/bird.ctl", "show", "protocols"], _bird_sessions),
+    "frr": (["vtysh", "-c", "show bgp summary json"], _frr_sessions),
+    "gobgp": (["gobgp", "neighbor", "-j"], _gobgp_sessions),
+    "openbgpd": (["bgpctl", "-j", "show", "neighbor"], _openbgpd_sessions),
 }

@@ -174,6 +174,11 @@ class Lab:
             return {}
         return saved
 
+    def is_up(self) -> bool:
+        """Does every node of it run?"""
+        saved = self._saved()
+        return all(n in saved and start_time(saved[n]["pid"]) == saved[n]["started"] for n in self.topology.nodes)
+
     def attach(self) -> Lab:
         """Find the running lab again.  Raises LabError when it is not up."""
         saved = self._saved()

@@ -110,7 +110,6 @@ class ContainerNode:
 
     def __init__(self, engine: Engine, spec: NodeSpec, container: str) -> None:
         self.engine, self.spec, self.container = engine, spec, container
-        self.pods: dict[str, str] = {}  # network namespace -> container that has it
 
     @property
     def name(self) -> str:
@@ -128,9 +127,8 @@ class ContainerNode:
         self, args: Sequence[str], *, netns: str = "", check: bool = True, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
         """``docker exec``; in a pod's namespace if one is named."""
-        container = self.pods.get(netns, self.container)
-        prefix = ["ip", "netns", "exec", netns] if netns and netns not in self.pods else []
-        return self.engine.run(["docker", "exec", container, *prefix, *args], check=check, timeout=timeout)
+        inside = ["ip", "netns", "exec", netns, *args] if netns else args
+        return self.engine.run(["docker", "exec", self.container, *inside], check=check, timeout=timeout)
 
 
 class ContainerLab:
@@ -150,6 +148,7 @@ class ContainerLab:
             base = f"CLAB_LABDIR_BASE={self.engine.folder}"
             self.engine.run(["env", base, "containerlab", "deploy", "-t", str(self.topology.path)], timeout=300)
             return
+        # all at once: our daemons wait for what is not there yet, so that `wait-for` may be left out here
         for node in self.nodes.values():
             self.engine.run(["docker", "run", "--detach", *container_arguments(node)])
         for link in self.topology.links:
@@ -158,6 +157,13 @@ class ContainerLab:
         for node in self.nodes.values():
             for line in node.spec.exec:
                 node.run(shlex.split(line), timeout=60)
+
+    def down(self) -> None:
+        if shutil.which("containerlab"):
+            base = f"CLAB_LABDIR_BASE={self.engine.folder}"
+            self.engine.run(["env", base, "containerlab", "destroy", "-c", "-t", str(self.topology.path)], timeout=120)
+            return
+        self.engine.run(["docker", "rm", "--force", *(n.container for n in self.nodes.values())], timeout=120)
 
     def wire(self, pid_a: int, name_a: str, pid_b: int, name_b: str) -> None:
         """A veth pair whose ends are born in their containers, and up."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,36 +12,46 @@ from lab import expect as ex
 from lab.namespaces import LabError
 from tests.docker.engine import ContainerLab, ContainerNode, Engine, health
 
-FOLDER = Path(__file__).parents[2] / "containerlab" / "three-node"
+LABS = Path(__file__).parents[2] / "containerlab"
+OTHER_LABS = sorted(p.parent.name for p in LABS.glob("*/*.clab.yml") if p.parent.name != "three-node")
+SYS_ADMIN = 1 << 21
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
+
+
+@contextmanager
+def running(engine: Engine, name: str) -> Iterator[tuple[ContainerLab, ex.Expectation]]:
+    """A lab in containers, as expected."""
+    expect = ex.Expectation.load(LABS / name / "expect.yml")
+    lab = ContainerLab(engine, LABS / name / f"{name}.clab.yml")
+    try:
+        lab.up()
+        try:
+            ex.until("sessions", lambda: ex.missing_sessions(lab, expect), 90)
+            ex.until("routes", lambda: ex.missing_routes(lab, expect), 60)
+            ex.until("pings", lambda: "; ".join(ex.wrong_pings(ex.ping_all(lab, expect.places), expect)), 60)
+        except LabError:
+            print(lab.logs())
+            raise
+        yield lab, expect
+    finally:
+        lab.down()
 
 
 @pytest.fixture(scope="module")
 def expect() -> ex.Expectation:
-    return ex.Expectation.load(FOLDER / "expect.yml")
+    return ex.Expectation.load(LABS / "three-node" / "expect.yml")
 
 
 @pytest.fixture(scope="module")
-def lab(engine: Engine, expect: ex.Expectation) -> ContainerLab:
-    lab = ContainerLab(engine, FOLDER / "three-node.clab.yml")
-    lab.up()
-    try:
-        ex.until("sessions", lambda: ex.missing_sessions(lab, expect), 90)
-        ex.until("routes", lambda: ex.missing_routes(lab, expect), 60)
-    except LabError:
-        print(lab.logs())
-        raise
-    return lab
-
-
-def wait_for_pings(lab: ContainerLab, expect: ex.Expectation) -> None:
-    ex.until("pings", lambda: "; ".join(ex.wrong_pings(ex.ping_all(lab, expect.places), expect)), 60)
+def lab(engine: Engine) -> Iterator[ContainerLab]:
+    with running(engine, "three-node") as (lab, _):
+        yield lab
 
 
 def test_every_pod_pings_every_pod_where_policy_allows_and_nowhere_else(
     lab: ContainerLab, expect: ex.Expectation
 ) -> None:
-    wait_for_pings(lab, expect)
+    assert ex.wrong_pings(ex.ping_all(lab, expect.places), expect) == []
     assert ex.missing_routes(lab, expect) == ""
 
 
@@ -86,3 +98,11 @@ def test_a_node_restarted_by_hand_stops_in_order(lab: ContainerLab, engine: Engi
     node = lab.node("node3")
     engine.run(["docker", "stop", "--time", "30", node.container])
     assert node.inspect("{{.State.ExitCode}}") == "0", "TERM was handed on, and all ended by themselves"
+
+
+@pytest.mark.parametrize("name", OTHER_LABS)
+def test_every_lab_comes_up_in_containers_as_its_expect_yml_says(engine: Engine, name: str) -> None:
+    with running(engine, name) as (lab, _):
+        if name == "pods-as-nodes":
+            bits = lab.node("node1").run(["sed", "-n", "s/^CapBnd:.//p", "/proc/1/status"]).stdout
+            assert not int(bits, 16) & SYS_ADMIN, "NET_ADMIN, NET_RAW and NET_BROADCAST are enough for a node"

@@ -19,7 +19,7 @@ from lab.runner import Lab
 ROOT = Path(__file__).parents[3] / "containerlab"
 NEEDS = {
     "bird-node": "bird", "two-route-reflectors": "etcd", "tor-per-rack": "/usr/lib/frr/bgpd", "dual-stack": "bird",
-    "interop": "gobgpd", "vxlan-crosssubnet": "etcd", "on-prem-uplink": "etcd",
+    "interop": "gobgpd", "vxlan-crosssubnet": "etcd", "on-prem-uplink": "etcd", "pods-as-nodes": "etcd",
 }  # fmt: skip
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
@@ -162,3 +162,13 @@ def switch(lab: Lab, mode: str) -> None:
         return "" if by in shown and (mode != "Never" or "proto 80" not in shown) else shown or "no route"
 
     ex.until(mode, missing, 15)
+
+
+def test_pods_may_be_nodes_of_their_own_and_nodes_wait_for_the_datastore_to_be_seeded() -> None:
+    with running("pods-as-nodes") as (lab, expect):
+        wait_for_pings(lab, expect)
+
+        def started(path: str) -> str:
+            return lab.node(path.partition(":")[0]).run(["stat", "-c", "%.Y", path.partition(":")[2]]).stdout
+
+        assert float(started("hub:/run/seeded")) < float(started("node1:/run/calico/daemons"))
