@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from felixpy.agent.dataplane import Dataplane
+from felixpy.agent.drops import MOST_WAIT_S, DropLog, DropReader, endpoints_of
 from felixpy.agent.hits import read_hits
 from felixpy.agent.http import HttpServers
 from felixpy.agent.ipam_collector import IpamCollector
@@ -85,6 +86,11 @@ class Agent:
         self._cni = CniServer(
             settings.cni_socket, store, EtcdSettings.from_env(environ), self.node, self._clock, in_force
         )
+        self._drops = DropLog()
+        self._drop_reader = DropReader(
+            self._drops, is_wanted=lambda: bool(self._config().deny_log), links=lambda: self.dataplane.links.name_of,
+            who=lambda: endpoints_of(self.graph), clock=self._clock,
+        )  # fmt: skip
         self._in_sync = False
         self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
@@ -115,6 +121,7 @@ class Agent:
             tasks.create_task(self._reporter.run(), name="status")
             tasks.create_task(self._http.run(), name="http")
             tasks.create_task(self._read_hits(), name="hits")
+            tasks.create_task(self._drop_reader.run(), name="drops")
             tasks.create_task(self._follow(), name="follow")
             tasks.create_task(self._public_keys.run(), name="public-keys")
             if self._settings.tunnel_addresses:
@@ -167,6 +174,7 @@ class Agent:
         self.dataplane.own(wireguard.tables, wireguard.names)
         self._http.kick()
         self._mtu_file.say(self.graph.routing.pod_mtu_bytes)
+        self._drop_reader.kick()
         self.dataplane.want(self._renderer.render(), self.graph.revision)
 
     async def _read_hits(self) -> None:
@@ -295,7 +303,16 @@ class Agent:
         async def policy_hits(_: dict[str, Any]) -> Any:
             return msgspec.to_builtins(read_hits(await self.dataplane.rules_in_force()))
 
+        async def drops(args: dict[str, Any]) -> Any:
+            after, wait_s = int(args.get("after", 0)), min(float(args.get("wait_s", 0)), MOST_WAIT_S)
+            enabled = bool(self._config().deny_log)
+            found = await self._drops.wait_after(after, wait_s if enabled else 0)
+            return {
+                "enabled": enabled, "problem": self._drop_reader.problem, "lost": self._drop_reader.lost,
+                "drops": msgspec.to_builtins(found),
+            }  # fmt: skip
+
         return {
             "status": status, "routes": routes, "endpoints": endpoints, "host-endpoints": host_endpoints,
-            "policy-hits": policy_hits,
+            "policy-hits": policy_hits, "drops": drops,
         }  # fmt: skip

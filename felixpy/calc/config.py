@@ -96,6 +96,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     prometheus_metrics_enabled: bool = False
     prometheus_metrics_host: str = ""
     prometheus_metrics_port: int = 9091
+    deny_log: str = ""
 
     @property
     def openstack(self) -> bool:
@@ -118,14 +119,21 @@ def resolve_config(
     default: FelixConfigurationSpec | None,
     node: FelixConfigurationSpec | None,
     environ: Mapping[str, str],
+    annotations: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
 ) -> tuple[FelixConfig, list[ConfigProblem]]:
-    """Merge the layers for one node; pure."""
+    """Merge the layers for one node; pure.
+
+    Args:
+        default, node: The two objects, None where there is none.
+        environ: Felix's variables are taken from it.
+        annotations: Of the same objects: what Calico has no field for stands there.
+    """
     problems: list[ConfigProblem] = []
     values: dict[str, Any] = {}
     wireguard: dict[str, Any] = {}
     layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("FelixConfiguration(default)", _fields(default)),
-        ("FelixConfiguration(node)", _fields(node)),
+        ("FelixConfiguration(default)", _fields(default) | _own(annotations[0])),
+        ("FelixConfiguration(node)", _fields(node) | _own(annotations[1])),
         ("environment", _from_environment(environ)),
     ]
     for source, layer in layers:
@@ -151,6 +159,13 @@ def _fields(spec: FelixConfigurationSpec | None) -> dict[str, Any]:
     return {
         f: getattr(spec, f) for f in spec.__struct_fields__ if getattr(spec, f) is not None and getattr(spec, f) != ""
     }
+
+
+DENY_LOG = "felixpy.io/denyLog"  # an annotation, for Calico would drop a field that it does not know
+
+
+def _own(annotations: Mapping[str, str]) -> dict[str, Any]:
+    return {DENY_LOG: annotations[DENY_LOG]} if annotations.get(DENY_LOG) else {}
 
 
 # Felix's parameter name in the environment -> our field
@@ -209,6 +224,7 @@ _ENVIRONMENT = {
     "FELIX_NATPORTRANGE": "nat_port_range",
     "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
     "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
+    "FELIXPY_DENYLOG": DENY_LOG,
 }
 
 
@@ -269,9 +285,9 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
         case "allow_vxlan_packets_from_workloads" | "allow_ipip_packets_from_workloads":
             return field.replace("_packets", ""), as_bool(raw)
         case "log_action_rate_limit":
-            if not re.fullmatch(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", str(raw)):
-                raise ValueError(f"{raw!r} is no rate such as 10/minute")
-            return field, str(raw)
+            return field, _as_rate(raw)
+        case "felixpy.io/denyLog":
+            return "deny_log", "" if str(raw).lower() == "disabled" else _as_rate(raw)
         case "log_action_rate_limit_burst":
             return field, as_int(raw, 0, 9999)
         case "workload_source_spoofing":
@@ -325,3 +341,9 @@ def _as_port_range(raw: Any) -> tuple[int, int] | None:
     low = as_int(first, 0, 65535)
     high = as_int(last or first, low, 65535)
     return (low, high) if high else None
+
+
+def _as_rate(raw: Any) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}/(second|minute|hour|day)", str(raw)):
+        raise ValueError(f"{raw!r} is no rate such as 10/minute")
+    return str(raw)

@@ -93,6 +93,7 @@ class CalcGraph:
         self.revision = 0
         self._environ = dict(environ or {})
         self._configurations: dict[str, FelixConfigurationSpec] = {}
+        self._config_annotations: dict[str, dict[str, str]] = {}
         self._config = FelixConfig()
         self._workloads: dict[str, EndpointId] = {}
         self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
@@ -358,16 +359,21 @@ class CalcGraph:
             return
         if decoded is None:
             self._configurations.pop(key.name, None)
+            self._config_annotations.pop(key.name, None)
         else:
             self._configurations[key.name] = decoded.spec
+            self._config_annotations[key.name] = decoded.metadata.annotations or {}
         for problem in self._resolve_config():
             if problem.source == f"FelixConfiguration({'default' if key.name == 'default' else 'node'})":
-                self._report(path, key, f"spec.{problem.field}: {problem.reason}", mod_revision)
+                place = "metadata.annotations" if "/" in problem.field else "spec"
+                self._report(path, key, f"{place}.{problem.field}: {problem.reason}", mod_revision)
 
     def _resolve_config(self) -> list[Any]:
+        own = f"node.{self.node}"
         config, problems = resolve_config(
-            self._configurations.get("default"), self._configurations.get(f"node.{self.node}"), self._environ
-        )
+            self._configurations.get("default"), self._configurations.get(own), self._environ,
+            (self._config_annotations.get("default", {}), self._config_annotations.get(own, {})),
+        )  # fmt: skip
         self._config = config
         self.config.put("felix", config)
         self.host_endpoints.configure(config.interface_prefixes)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from felixpy.render.deny_log import with_deny_log
 from libcalico.dataplane.bandwidth import Bandwidth
 from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.ruleset import Chain, Element, NftSet
@@ -33,8 +34,13 @@ class ElementChange:
 
 @dataclass
 class DataplaneDelta:
-    """What changed in the desired state; None: the object shall not be there."""
+    """What changed in the desired state; None: the object shall not be there.
 
+    Attributes:
+        deny_log: At which rate a denying rule tells of its packets; empty: not at all.
+    """
+
+    deny_log: str = ""
     chains: dict[str, Chain | None] = field(default_factory=dict)
     sets: dict[str, NftSet | None] = field(default_factory=dict)
     elements: dict[str, ElementChange] = field(default_factory=dict)
@@ -61,6 +67,14 @@ class DataplaneDelta:
         for name, change in self.elements.items():
             if name not in self.sets or self.sets[name] is not None:
                 nft.want_elements(name, change.add, change.remove, replace=change.replace)
+
+    def finished(self, chain: Chain) -> Chain:
+        """The chain as the kernel shall have it."""
+        return with_deny_log(chain, self.deny_log)
+
+    def put_chain(self, chain: Chain) -> None:
+        """The chain shall be there, and stand like this."""
+        self.chains[chain.name] = self.finished(chain)
 
     def drop_set(self, name: str) -> None:
         """The set shall not be there, whatever was said of its elements."""
@@ -96,7 +110,7 @@ class Section:
         elements: Mapping[str, Iterable[Element]] | None = None,
     ) -> None:  # fmt: skip
         """Say all that the section shall hold."""
-        chain_of, set_of = {c.name: c for c in chains}, {s.name: s for s in sets}
+        chain_of, set_of = {c.name: delta.finished(c) for c in chains}, {s.name: s for s in sets}
         members = {name: dict.fromkeys(held) for name, held in (elements or {}).items()}
         for name, held in self._elements.items():
             wanted = members.get(name, {})

@@ -74,8 +74,9 @@ class Renderer:
 
     def render(self) -> DataplaneDelta:
         """Take the graph's changes and return what they mean for the kernel."""
-        graph, delta = self._graph, DataplaneDelta()
+        graph = self._graph
         config = graph.config.get("felix") or FelixConfig()
+        delta = DataplaneDelta(config.deny_log)
         if config.deny_action == "Reject" and len(graph.host_endpoints.interfaces):
             # host endpoints' policy stands in postrouting, too, where the kernel does not let anybody reject
             config = msgspec.structs.replace(config, deny_action="Drop")
@@ -221,7 +222,7 @@ class Renderer:
                 if policy is None or rules is None:
                     delta.chains[name] = None
                 else:
-                    delta.chains[name] = chains.rules_chain(name, rules, self._style(config, policy))
+                    delta.put_chain(chains.rules_chain(name, rules, self._style(config, policy)))
         return touched
 
     def _render_profiles(
@@ -240,11 +241,10 @@ class Renderer:
             self._track_sets(name, profile)
             for direction in _DIRECTIONS:
                 chain = names.profile_chain(name, direction)
-                delta.chains[chain] = (
-                    None
-                    if profile is None
-                    else chains.rules_chain(chain, profile.rules(direction), self._style(config, profile))
-                )
+                if profile is None:
+                    delta.chains[chain] = None
+                else:
+                    delta.put_chain(chains.rules_chain(chain, profile.rules(direction), self._style(config, profile)))
         return touched
 
     def _track_sets(self, owner: PolicyId | str, rules: ParsedPolicy | ParsedProfile | None) -> None:
@@ -276,7 +276,7 @@ class Renderer:
         tier_names = {(key.tier, key.direction): self._tiers.name(key) for key in keys}
         profiles = [name for name in state.profiles if name in self._profiles]
         for chain in chains.endpoint_chains(state, policy, profiles, config, tier_names):
-            delta.chains[chain.name] = chain
+            delta.put_chain(chain)
         for map_name, direction in _MAPS:
             target = f"goto {names.endpoint_chain(state.interface, direction)}"
             delta.add_elements(map_name, [Element(state.interface, target)])

@@ -57,7 +57,7 @@ class TierChains:
             self._users.add(key, endpoint)
             name = self.name(key)
             passing = frozenset(p for p in key.tier.policies if key.direction in self._passing.get(p, ()))
-            delta.chains[name] = chains.tier_chain(name, key.tier, key.direction, passing, self._deny_action())
+            delta.put_chain(chains.tier_chain(name, key.tier, key.direction, passing, self._deny_action()))
             self._chain_of.setdefault(key, name)
             if self._chain_of[key] != name:  # a policy began or ceased to pass: the chain got another name
                 delta.chains.setdefault(self._chain_of[key], None)
