@@ -81,11 +81,11 @@ def _row(drop: dict[str, Any]) -> list[str]:
     protocol = f"{drop['protocol']} {drop['icmp']}".rstrip()
     place = f"{drop['direction']}[{drop['rule']}]" if drop["rule"] else ""
     return [
-        time, drop["direction"], _side(drop, "source"), _side(drop, "destination"), protocol, drop["owner"], place
+        time, drop["direction"], side_of(drop, "source"), side_of(drop, "destination"), protocol, drop["owner"], place
     ]  # fmt: skip
 
 
-def _side(drop: dict[str, Any], side: str) -> str:
+def side_of(drop: dict[str, Any], side: str) -> str:
     """``pod1 (10.65.1.1:4711)``, or the bare address where nobody of this node has it."""
     port, address = drop[f"{side}Port"], drop[side]
     if port is not None:

@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "ipam": Verb("addresses: show, check, release, configure, split", "ipam"),
     "node": Verb("this host: init, run, status, checks, checksystem, diags", "node", store=False),
     "drops": Verb("packets that this node's rules denied: from where, to where, by which rule", "drops", store=False),
+    "top": Verb("nodes, sessions, revisions, endpoints and denials, live; --once: a page", "top"),
     "datastore": Verb("export, import, lock and unlock the whole datastore", "backup"),
     "version": Verb("of this client and of the cluster", "complete", "add_version_arguments", "version", store=False),
     "completion": Verb("print a completion script: source <(felixctl completion bash)", "complete",
