@@ -67,7 +67,7 @@ class Agent:
         self._syncer = Syncer(store, self._mailbox)
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
         prefixes = self._config().interface_prefixes
-        self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision)
+        self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision, lambda: self._syncer.state)
         self.dataplane = Dataplane(
             self._clock, prefixes, settings.audit_interval_s, observer=self.metrics, proc_sys=Path(settings.proc_sys)
         )

@@ -1,7 +1,10 @@
 """AgentMetrics: what Prometheus may read, under Felix's names where Felix has one.
 
 Figures that exist anyway are read when they are asked for; only times and failures are noted as they happen.  Labels
-are bounded: policies and rules of this node, error kinds, no addresses.
+are bounded: policies and rules of this node, error kinds, no addresses.  Felix's two times are summaries there, and
+histograms here: those can be added up over nodes.
+
+Source: docs.tigera.io, "Monitoring Felix with Prometheus"; felix/calc/async_calc_graph.go.
 """
 
 from __future__ import annotations
@@ -10,20 +13,26 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from felixpy.agent.hits import RuleHits
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.types import EndpointId, HostEndpointId
+from libcalico.datastore.sync_api import SyncStatus
+from libcalico.datastore.syncer import SyncerState
 from libcalico.reconcile import Outcome
 
+_SYNC_STATES = {SyncStatus.CONNECTING: 1, SyncStatus.RESYNC: 2, SyncStatus.IN_SYNC: 3}  # felix/calc/async_calc_graph.go
 _MS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 class AgentMetrics:
     """The registry and what is noted as it happens."""
 
-    def __init__(self, graph: CalcGraph, applied_revision: Callable[[], int]) -> None:
+    def __init__(
+        self, graph: CalcGraph, applied_revision: Callable[[], int], sync: Callable[[], SyncerState] = SyncerState
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.calc_seconds = self._histogram(
@@ -32,14 +41,32 @@ class AgentMetrics:
         self.apply_seconds = self._histogram(
             "felix_int_dataplane_apply_time_seconds", "Time of one pass to the kernel."
         )
-        self.failures = Counter(
-            "felix_int_dataplane_failures", "Passes in which the kernel refused something.", registry=self.registry
-        )
+        self._failures = 0
         self.drift = Counter(
             "felixpy_drift_repaired", "What others undid in the kernel and we put right.", ["kind"],
             registry=self.registry,
         )  # fmt: skip
-        self._gauge("felix_active_local_endpoints", "Workload endpoints of this node.", lambda: len(graph.endpoints))
+        # Felix's counters have no _total, which a Counter of this client would get
+        self.registry.register(FelixCounters({
+            "felix_int_dataplane_failures": ("Passes in which the kernel refused something.", lambda: self._failures),
+            "felix_resyncs_started": ("How often the datastore was listed anew.", lambda: sum(sync().relists.values())),
+        }))  # fmt: skip
+        self._gauge(
+            "felix_resync_state", "The datastore: 1 not reached yet, 2 being listed, 3 in sync.",
+            lambda: _SYNC_STATES[sync().status],
+        )  # fmt: skip
+        self._gauge(
+            "felix_active_local_endpoints", "Workload and host endpoints of this node.",
+            lambda: len(graph.endpoints) + len(graph.hosts),
+        )  # fmt: skip
+        self._gauge(
+            "felix_active_local_selectors", "Selectors that this node's rules need.", lambda: len(graph.ip_sets)
+        )
+        self._gauge("felix_cluster_num_workload_endpoints", "Workload endpoints of the cluster.",
+                    lambda: graph.ip_sets.count(EndpointId))  # fmt: skip
+        self._gauge("felix_cluster_num_host_endpoints", "Host endpoints of the cluster.",
+                    lambda: graph.ip_sets.count(HostEndpointId))  # fmt: skip
+        self._gauge("felix_cluster_num_hosts", "Nodes of the cluster.", lambda: graph.routing.node_count)
         self._gauge(
             "felix_active_local_policies", "Policies in force on this node.", lambda: len(graph.resolver.policies)
         )
@@ -55,7 +82,7 @@ class AgentMetrics:
         if total.changed or total.failed:
             self.apply_seconds.observe(took_s)
         if total.failed:
-            self.failures.inc()
+            self._failures += 1
 
     def on_drift(self, kind: str, count: int) -> None:
         """Somebody else changed what is ours."""
@@ -66,6 +93,20 @@ class AgentMetrics:
 
     def _gauge(self, name: str, text: str, read: Callable[[], int]) -> None:
         Gauge(name, text, registry=self.registry).set_function(read)
+
+
+class FelixCounters(Collector):
+    """Counters under their very names, by name: HELP, and how to read them."""
+
+    def __init__(self, counters: dict[str, tuple[str, Callable[[], int]]]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them; untyped, for that is the only type whose name stays as it is."""
+        for name, (text, read) in self._counters.items():
+            metric = Metric(name, text, "unknown")
+            metric.add_sample(name, {}, read())
+            yield metric
 
 
 class PolicyHits(Collector):

@@ -74,6 +74,11 @@ class ClusterRoutes:
         """A pool came, changed or went."""
         self._dirty.update(dict.fromkeys(self._claimed))
 
+    @property
+    def node_count(self) -> int:
+        """How many nodes there are, this one too."""
+        return len(self._nodes)
+
     def on_node(self, name: str, nets: NodeNets | None) -> None:
         """A node; None: gone."""
         old = self._nodes.pop(name, None)

@@ -92,6 +92,14 @@ class IpSets:
         self._index.remove_item(item_id)
         self._items.pop(item_id, None)
 
+    def count(self, kind: type[ItemId]) -> int:
+        """How many items of one kind the cluster has; O(all items)."""
+        return sum(isinstance(item, kind) for item in self._items)
+
+    def __len__(self) -> int:
+        """How many sets local policies need."""
+        return len(self._specs)
+
     def put_profile_labels(self, name: str, labels: Mapping[str, str] | None) -> None:
         """Set the labels that a profile hands down."""
         self._index.put_parent(name, labels)

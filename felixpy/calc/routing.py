@@ -84,6 +84,11 @@ class Routing:
             self.cluster_routes.on_pools()
             self.tunnels.on_pools()
 
+    @property
+    def node_count(self) -> int:
+        """How many nodes there are, this one too."""
+        return self.cluster_routes.node_count
+
     def on_node(self, name: str, node: NodeSpec | None, status: NodeStatus | None = None) -> None:
         """A node; None: gone.  Raises InvalidNet."""
         try:
