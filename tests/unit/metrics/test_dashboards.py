@@ -27,8 +27,8 @@ TARGET = {"instance", "job"}
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SELECTOR = re.compile(r"\b([a-z_:][a-z0-9_:]*)\s*(\{[^}]*\})?")
 _WORDS = {
-    "and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "sum", "max", "min", "avg", "count",
-    "topk", "rate", "increase", "changes", "vector", "scalar", "bool", "le", "histogram_quantile",
+    "and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "sum", "max", "min", "avg",
+    "count", "topk", "rate", "increase", "changes", "vector", "scalar", "bool", "le", "histogram_quantile",
 }  # fmt: skip
 DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana" / "felixpy.json").read_text())
 ALERTS: dict[str, Any] = yaml.safe_load((DOCS / "prometheus" / "alerts.yml").read_text())
