@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/python -m pytest
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup lab lab-down test unit netns check fmt fault docker bench clean
+.PHONY: help setup lab lab-down test unit netns docs check fmt fault docker bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ netns: ## the tests with a real kernel, real etcd and real BGP peers (root)
 
 fault: ## the fault tests (root)
 	@$(SUDO) $(PYTEST) -q tests/fault $(ARGS)
+
+docs: ## build the documentation into build/site (extra `docs`); strict, without network
+	@$(PY) -c 'import material' 2>/dev/null || $(VENV)/bin/pip install -q -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo "build/site/index.html"
 
 check: ## format, lint, types, import rules
 	@$(VENV)/bin/ruff format --check . && $(VENV)/bin/ruff check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
