@@ -34,6 +34,7 @@ from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
 from felixpy.cni.server import CniServer, InsideWait
 from felixpy.node.host import host_id
+from felixpy.render.deny_log import probe_script
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
 from libcalico.datastore.api import Datastore
@@ -63,6 +64,7 @@ class Agent:
         self.node = node_name(settings.node, environ)
         self.graph = CalcGraph(self.node, environ)
         self._renderer = Renderer(self.graph)
+        self._renderer.may_log_denials = False  # until the kernel has been asked
         self._mailbox = Mailbox()
         self._syncer = Syncer(store, self._mailbox)
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
@@ -88,9 +90,10 @@ class Agent:
         )
         self._drops = DropLog()
         self._drop_reader = DropReader(
-            self._drops, is_wanted=lambda: bool(self._config().deny_log), links=lambda: self.dataplane.links.name_of,
+            self._drops, is_wanted=self._reads_drops, links=lambda: self.dataplane.links.name_of,
             who=lambda: endpoints_of(self.graph), clock=self._clock,
         )  # fmt: skip
+        self._deny_log_refusal: str | None = None  # None: the kernel has not been asked
         self._in_sync = False
         self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
@@ -159,12 +162,26 @@ class Agent:
             return
         if not self._in_sync:
             self.graph.on_interfaces(await self._interfaces() or {})
+        await self._probe_deny_log()
         self._program_dataplane()
         self.metrics.calc_seconds.observe(time.perf_counter() - began)
         if not self._in_sync:
             self._in_sync = True
             self.dataplane.start_sweep()
             self._log.info("in-sync", rev=batch.revision, endpoints=len(graph.endpoints))
+
+    def _reads_drops(self) -> bool:
+        return bool(self._config().deny_log) and self._renderer.may_log_denials
+
+    async def _probe_deny_log(self) -> None:
+        """Before the first rules that log: would the kernel take them?"""
+        if not self._config().deny_log:
+            self._deny_log_refusal = None  # who switches it on again may have loaded a module meanwhile
+        elif self._deny_log_refusal is None:
+            self._deny_log_refusal = refusal = await self.dataplane.refusal(probe_script())
+            self._renderer.may_log_denials = not refusal
+            if refusal:
+                self._log.warning("cannot-log-denials", reason=refusal, hint="modprobe nfnetlink_log nft_log")
 
     def _program_dataplane(self) -> None:
         """Hand what the tables say now to the kernel side."""
@@ -307,10 +324,8 @@ class Agent:
             after, wait_s = int(args.get("after", 0)), min(float(args.get("wait_s", 0)), MOST_WAIT_S)
             enabled = bool(self._config().deny_log)
             found = await self._drops.wait_after(after, wait_s if enabled else 0)
-            return {
-                "enabled": enabled, "problem": self._drop_reader.problem, "lost": self._drop_reader.lost,
-                "drops": msgspec.to_builtins(found),
-            }  # fmt: skip
+            problem, lost = self._deny_log_refusal or self._drop_reader.problem, self._drop_reader.lost
+            return {"enabled": enabled, "problem": problem, "lost": lost, "drops": msgspec.to_builtins(found)}
 
         return {
             "status": status, "routes": routes, "endpoints": endpoints, "host-endpoints": host_endpoints,

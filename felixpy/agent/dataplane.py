@@ -182,6 +182,14 @@ class Dataplane:
         """Our table as nft lists it, with counters.  Raises KernelError."""
         return await self._nft_ops.list_table(TABLE_FAMILY, TABLE) or []
 
+    async def refusal(self, script: str) -> str:
+        """Why nft would refuse a script; empty: it would not.  Nothing is changed."""
+        try:
+            await self._nft_ops.run(script, check_only=True)
+        except KernelError as why:
+            return str(why)
+        return ""
+
     async def interfaces(self) -> dict[str, Interface]:
         """All interfaces but workloads', now.  Raises KernelError."""
         await self.links.refresh(self._addresses_sock)

@@ -22,6 +22,7 @@ PREFIX_WORD = "deny"
 PREFIX_MAX_BYTES = 127  # 128 with its NUL
 _SNAPLEN_BYTES = 96  # IPv6 and TCP with options; payload is nobody's business
 _BURST = 5
+_PROBE = "felixpy-probe"
 _DENIES = ("counter drop", "counter reject")
 # names of chains, see names.py: what judges packets to an endpoint, and from one
 _INGRESS = re.compile(r"(all-)?(pi|pri|ti|tw|fh[a-z]*)(-|\Z)|to-wl-|input-overlay")
@@ -41,11 +42,25 @@ def with_deny_log(chain: Chain, rate: str) -> Chain:
     for rule in chain.rules:
         match, verb = _split(rule.text)
         if verb:
-            statement = f'limit rate {rate} burst {_BURST} packets log prefix "{log_prefix(chain.name, rule.comment)}"'
-            text = f"{match}{statement} snaplen {_SNAPLEN_BYTES} group {GROUP}"
-            rules.append(Rule(text, f"log of {rule.comment}"))
+            statement = log_statement(rate, log_prefix(chain.name, rule.comment))
+            rules.append(Rule(match + statement, f"log of {rule.comment}"))
         rules.append(rule)
     return Chain(chain.name, tuple(rules), chain.hook)
+
+
+def probe_script() -> str:
+    """What nft must take, as a dry run, before any of it is put into real chains.
+
+    A kernel that cannot log to a group would refuse every chain that denies, and what is refused stands closed.
+    """
+    statement = log_statement("1/second", f"{PREFIX_WORD} - probe")
+    return f"add table inet {_PROBE}\nadd chain inet {_PROBE} probe\nadd rule inet {_PROBE} probe {statement}\n"
+
+
+def log_statement(rate: str, prefix: str) -> str:
+    """The statement that logs to our group."""
+    limit = f"limit rate {rate} burst {_BURST} packets"
+    return f'{limit} log prefix "{prefix}" snaplen {_SNAPLEN_BYTES} group {GROUP}'
 
 
 def log_prefix(chain: str, comment: str) -> str:

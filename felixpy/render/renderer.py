@@ -52,6 +52,7 @@ class Renderer:
 
     def __init__(self, graph: CalcGraph) -> None:
         self._graph = graph
+        self.may_log_denials = True  # whether the kernel takes the rules of the deny log
         self._config: FelixConfig | None = None
         self._wide: dict[str, frozenset[Family]] = {}
         self._specs: dict[str, IpSetSpec] = {}
@@ -76,6 +77,8 @@ class Renderer:
         """Take the graph's changes and return what they mean for the kernel."""
         graph = self._graph
         config = graph.config.get("felix") or FelixConfig()
+        if not self.may_log_denials:
+            config = msgspec.structs.replace(config, deny_log="")
         delta = DataplaneDelta(config.deny_log)
         if config.deny_action == "Reject" and len(graph.host_endpoints.interfaces):
             # host endpoints' policy stands in postrouting, too, where the kernel does not let anybody reject

@@ -14,10 +14,11 @@ import pytest
 
 from felixpy.agent.drops import MOST_WAIT_S, Drop, DropLog, DropReader, endpoints_of
 from felixpy.cli.main import main
-from felixpy.render.deny_log import GROUP
+from felixpy.render.deny_log import GROUP, probe_script
 from libcalico.clock import SystemClock
-from libcalico.kernel.errors import KernelError
+from libcalico.kernel.errors import KernelError, Rejected
 from libcalico.kernel.nflog import LoggedPacket, NflogReader
+from libcalico.kernel.nft import LibNft
 from libcalico.runtime.control import ControlServer
 from tests.netns.felixpy.lab import CLIENT, CLIENT6, POD, POD6, SERVER, Net, Node
 
@@ -109,6 +110,18 @@ def test_the_rate_is_kept_under_a_flood(net: Net, policed: Node) -> None:
         return packets
 
     assert 1 <= len(net.node.inside(work)) <= 6  # one and a burst of five
+
+
+def test_the_kernel_is_asked_before_and_keeps_nothing_of_it(net: Net, policed: Node) -> None:
+    before = net.node.run("nft", "list", "tables")
+    ops = net.node.call(LibNft)
+    try:
+        net.node.inside(lambda: ops.run(probe_script(), check_only=True))
+        with pytest.raises(Rejected):
+            net.node.inside(lambda: ops.run(probe_script().replace("log prefix", "shout prefix"), check_only=True))
+    finally:
+        ops.close()
+    assert net.node.run("nft", "list", "tables") == before
 
 
 def test_one_program_only_can_read_the_group(net: Net, policed: Node) -> None:

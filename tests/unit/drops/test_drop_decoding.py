@@ -249,6 +249,16 @@ def test_off_is_what_it_was_before_and_on_tells_of_every_denying_rule() -> None:
     assert logged | {name: chain for name, chain in renderer.render().chains.items() if chain} == held
 
 
+def test_a_kernel_that_cannot_log_gets_no_rule_that_would_be_refused() -> None:
+    graph = small_graph()
+    put(graph, "felixconfigurations/default", {}, **{"felixpy.io/denyLog": "7/second"})
+    renderer = Renderer(graph)
+    renderer.may_log_denials = False
+    assert not any("group" in rule.text for c in renderer.render().chains.values() if c for rule in c.rules)
+    renderer.may_log_denials = True
+    assert any("group" in rule.text for c in renderer.render().chains.values() if c for rule in c.rules)
+
+
 def test_a_node_may_differ_from_the_cluster_and_the_environment_from_both() -> None:
     graph = small_graph()
     put(graph, "felixconfigurations/default", {}, **{"felixpy.io/denyLog": "7/second"})
