@@ -11,7 +11,9 @@ Nothing of it is stored, so nothing of it can be out of date.  ``python docs/gen
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -98,11 +100,11 @@ def _felix_table() -> str:
 
 def _attributes(cls: type) -> dict[str, str]:
     """The ``Attributes:`` of a docstring, by name."""
-    _, _, text = (cls.__doc__ or "").partition("Attributes:")
+    _, _, text = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:")
     found: dict[str, str] = {}
     names: list[str] = []
     for line in text.splitlines():
-        head = re.match(r"        ?([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)", line) if line[8:9] != " " else None
+        head = re.match(r"    ([a-z_0-9]+(?:, [a-z_0-9]+)*): (.*)", line)
         if head:
             names = head[1].split(", ")
             found.update(dict.fromkeys(names, head[2].strip()))
@@ -207,7 +209,6 @@ def cli_page() -> str:
     from felixpy.cli.main import _parser as felixctl
     from lab.main import _parser as lab
 
-    os.environ["COLUMNS"] = "100"
     parts = ["# Command lines\n", "What each program prints for `--help`.\n", "## felixctl\n", _help(felixctl([]))]
     for verb in VERBS:
         sub = _subparser(felixctl([verb]), verb)
@@ -224,8 +225,22 @@ def _subparser(parser: argparse.ArgumentParser, verb: str) -> argparse.ArgumentP
 
 
 def _help(parser: argparse.ArgumentParser) -> str:
-    # run directories come from the environment of whoever builds this
-    return f"```text\n{parser.format_help().rstrip()}\n```\n"
+    with _columns(100):
+        return f"```text\n{parser.format_help().rstrip()}\n```\n"
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> Iterator[None]:
+    """argparse takes its width from the environment, and only there."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 # --- data model -----------------------------------------------------------------------------------------------------
