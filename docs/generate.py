@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import os
@@ -145,12 +146,12 @@ def _registries() -> Iterator[tuple[str, CollectorRegistry]]:
         from birdpy.agent.daemon import Daemon
         from birdpy.agent.settings import BirdpySettings
 
-        yield "birdpy", Daemon(typing.cast(Any, None), BirdpySettings()).metrics.registry
+        daemon: Any = Daemon(typing.cast(Any, None), BirdpySettings())
+        yield "birdpy", daemon.metrics.registry
     if importlib.util.find_spec("confd.agent.metrics"):
-        from confd.agent.metrics import ConfdMetrics
-
+        metrics: Any = importlib.import_module("confd.agent.metrics")
         empty = types.SimpleNamespace(renders=0, changes=0, revision=0, failures={}, problems={}, resources=[])
-        yield "confd", ConfdMetrics(typing.cast(Any, empty)).registry
+        yield "confd", metrics.ConfdMetrics(empty).registry
 
 
 def _families(program: str, registry: CollectorRegistry) -> Iterator[MetricRow]:

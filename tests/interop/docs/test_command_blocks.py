@@ -6,6 +6,8 @@ shell.  Blocks of other languages, and indented ones, are illustrations (docs/in
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import subprocess
@@ -16,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from confd.context.bgp import BgpContext
+from confd.context.store import BgpStore
 from felixpy.calc.graph import CalcGraph
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 from libcalico.model.codec import decode_value
@@ -47,13 +51,16 @@ def is_run(block: Block) -> bool:
     return block.language == "bash" or is_resources(block)
 
 
-RUN = [page for page in PAGES if any(map(is_run, blocks(page))) and page.name != "cookbook.md"]  # it has its own test
+OWN_TESTS = {"cookbook.md", "bgp-designs.md"}
+RUN = [page for page in PAGES if any(map(is_run, blocks(page))) and page.name not in OWN_TESTS]
 
 
 def script(page: Path) -> str:
     """All that is run of a page, each block named before it runs."""
     parts = ["set -euo pipefail"]
     for block in blocks(page):
+        if block.language == "text" and block.text.startswith("sessions\n"):
+            parts.append(f"etcdctl get --prefix /calico/ -w json > sessions-{block.line}.json")
         if not is_run(block):
             continue
         parts.append(f"echo '@@ {page.name} line {block.line}' >&2")
@@ -123,6 +130,31 @@ async def accepted(etcd: EtcdServer) -> dict[str, bytes]:
     )
     assert doctor.returncode == 0, doctor.stdout
     return left
+
+
+def sessions(file: Path, node: str) -> list[str]:
+    """The sessions that confd makes of what was stored, in the order of their names."""
+    store = BgpStore(node)
+    for row in json.loads(file.read_text())["kvs"]:
+        store.on_update(base64.b64decode(row["key"]).decode(), base64.b64decode(row["value"]))
+    context = BgpContext(store)
+    config = context.build()
+    assert config is not None
+    assert context.problems == {}
+    return sorted(peer.name for peer in config.peers)
+
+
+def test_every_bgp_design_makes_the_sessions_that_the_page_says(etcd: EtcdServer, tmp_path: Path) -> None:
+    page = DOCS / "bgp-designs.md"
+    run_page(page, etcd, tmp_path)
+    said = [block for block in blocks(page) if block.text.startswith("sessions\n")]
+    assert len(said) == 4
+    for block in said:
+        for line in block.text.splitlines()[1:]:
+            node, _, names = line.partition(": ")
+            assert sessions(tmp_path / f"sessions-{block.line}.json", node) == names.split(), (
+                f"line {block.line}: {node}"
+            )
 
 
 # kinds that no one writes by hand on etcd (docs/reference, calico: IPAM's own, or Kubernetes' backend)
