@@ -25,7 +25,7 @@ async def delegate(request: Request, command: str) -> Result | None:
     Raises:
         CniError: It is not there, or the error that it gave.
     """
-    kind = str(request.ipam.get("type", ""))
+    kind = request.ipam_type
     program = _find(kind, request.path)
     environ = {**os.environ, **request.environ, "CNI_COMMAND": command}
     # else plugins complain of arguments that are not theirs

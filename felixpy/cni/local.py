@@ -129,7 +129,7 @@ def _log(request: Request | None, level: str, text: str) -> None:
     path = request.conf.get("log_file_path") if request else ""
     if isinstance(path, str) and path:
         try:
-            with Path(path).open("a") as log:
+            with Path(path).open("a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(line)
         except OSError as why:
             sys.stderr.write(f"{path}: {why.strerror}\n")

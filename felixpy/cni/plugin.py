@@ -24,7 +24,6 @@ from felixpy.cni.endpoints import Endpoint, Endpoints
 from felixpy.cni.errors import (
     BAD_CONFIG,
     BAD_ENVIRONMENT,
-    BAD_FIELD,
     FAILED,
     NO_CONTAINER,
     TRY_AGAIN,
@@ -126,8 +125,6 @@ class Plugin:
     # --- ADD --------------------------------------------------------------------------------------------------------
 
     async def _add(self, request: Request) -> Result:
-        if request.flag("ip_addrs_no_ipam", request.section("feature_control").get("ip_addrs_no_ipam")):
-            raise CniError(BAD_FIELD, "feature_control.ip_addrs_no_ipam needs Kubernetes")
         wait_s = request.number("policy_setup_timeout_seconds")
         profile = "" if request.section("policy").get("type") else request.network
         _, known, missing = await asyncio.gather(
@@ -150,7 +147,7 @@ class Plugin:
         return result
 
     async def _add_addresses(self, request: Request) -> Result:
-        if request.ipam.get("type") == OWN_IPAM:
+        if request.ipam_type == OWN_IPAM:
             result = await self._addresses.add(request)
         else:
             result = await delegate(request, "ADD") or Result()
@@ -165,7 +162,7 @@ class Plugin:
             **_link(request), "task": hands.MAKE,
             "addresses": ",".join(str(address.addr) for address in result.addresses),
             "mtu": str(mtu_bytes), "queues": str(request.number("num_queues") or 1),
-            "forwarding": "1" if _may_forward(request) else "0",
+            "forwarding": "1" if request.flag("allow_ip_forwarding", "container_settings") else "0",
             "host_routes": "0" if self._wait.makes_routes else "1",
         })  # fmt: skip
         networks = [str(address) for address in result.addresses]
@@ -199,9 +196,9 @@ class Plugin:
         """
         await self._endpoints.delete(self._endpoints.key(request))
         await self._task({**_link(request), "task": hands.REMOVE})
-        if request.ipam.get("type") == OWN_IPAM:
+        if request.ipam_type == OWN_IPAM:
             await self._addresses.release(request.handle)
-        elif request.ipam.get("type"):
+        elif request.ipam_type:
             await delegate(request, "DEL")
 
     async def _check(self, request: Request) -> None:
@@ -220,7 +217,7 @@ class Plugin:
         found += looked.splitlines()
         if found:
             raise CniError(FAILED, f"container {request.container} is not as it was left", "; ".join(found))
-        if request.ipam.get("type") == OWN_IPAM:
+        if request.ipam_type == OWN_IPAM:
             await self._check_addresses(request, previous)
         else:
             await delegate(request, "CHECK")
@@ -235,7 +232,7 @@ class Plugin:
             await self._endpoints.check_ready()
         except CniError as why:
             raise CniError(UNAVAILABLE, why.message, why.details) from None
-        if request.plugin == "calico" and request.ipam.get("type") not in {OWN_IPAM, None}:
+        if request.plugin == "calico" and request.ipam_type not in {OWN_IPAM, ""}:
             await delegate(request, "STATUS")
 
     async def _collect(self, request: Request) -> None:
@@ -252,9 +249,9 @@ class Plugin:
             container, _, ifname = rest.rpartition("/")
             if alias.startswith("calico:") and network == request.network and (container, ifname) not in valid:
                 await self._task({"task": hands.REMOVE_HOST, "outer": name, "owner": alias})
-        if request.ipam.get("type") == OWN_IPAM:
+        if request.ipam_type == OWN_IPAM:
             await self._addresses.collect(request, kept)
-        elif request.ipam.get("type"):
+        elif request.ipam_type:
             await delegate(request, "GC")
 
 
@@ -283,10 +280,6 @@ def _interfaces(request: Request, outer: str, mac: str, mtu_bytes: int) -> list[
     if mtu_bytes and request.version == VERSIONS[-1]:
         inner["mtu"] = mtu_bytes  # a field of 1.1.0
     return [{"name": outer}, inner]
-
-
-def _may_forward(request: Request) -> bool:
-    return request.flag("allow_ip_forwarding", request.section("container_settings").get("allow_ip_forwarding"))
 
 
 def _previous(request: Request) -> Result:

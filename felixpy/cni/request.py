@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from felixpy.cni.errors import BAD_CONFIG, BAD_ENVIRONMENT, BAD_IO, BAD_JSON, BAD_VERSION, CniError
+from felixpy.cni.errors import BAD_CONFIG, BAD_ENVIRONMENT, BAD_FIELD, BAD_IO, BAD_JSON, BAD_VERSION, CniError
 from libcalico.datastore.etcd_settings import EtcdSettings
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -57,6 +57,14 @@ class Request:
     def ipam(self) -> Mapping[str, Any]:
         return self.section("ipam")
 
+    @property
+    def ipam_type(self) -> str:
+        """The IPAM plugin's name, empty when there is none."""
+        kind = self.ipam.get("type") or ""
+        if not isinstance(kind, str):
+            raise CniError(BAD_CONFIG, f"ipam.type must be a string, not {kind!r}")
+        return kind
+
     def section(self, *names: str) -> Mapping[str, Any]:
         """A nested object, empty when it is not there.  Raises CniError when it is something else."""
         found: Any = self.conf
@@ -84,11 +92,11 @@ class Request:
             raise CniError(BAD_CONFIG, f"{name} must be a number from 0 on, not {value!r}")
         return value
 
-    def flag(self, name: str, value: Any = None) -> bool:
-        """A key of the configuration that must be true or false."""
-        value = self.conf.get(name) if value is None else value
-        if value not in {None, True, False}:
-            raise CniError(BAD_CONFIG, f"{name} must be true or false, not {value!r}")
+    def flag(self, name: str, *sections: str) -> bool:
+        """A key of the configuration, or of a nested object, that must be true or false."""
+        value = (self.section(*sections) if sections else self.conf).get(name)
+        if value is not None and type(value) is not bool:
+            raise CniError(BAD_CONFIG, f"{'.'.join((*sections, name))} must be true or false, not {value!r}")
         return bool(value)
 
     @property
@@ -117,7 +125,19 @@ def read_request(plugin: str, environ: Mapping[str, str], stdin: str) -> Request
         )  # fmt: skip
     if command in _OF_A_CONTAINER:
         _check_container(request)
+    if command == "ADD":
+        _check_supported(request)
     return request
+
+
+def _check_supported(request: Request) -> None:
+    """Refuse what Calico's plugin would heed and this one does not: passing over it would break a promise."""
+    if (device := request.text("device_type", "veth")) not in {"veth", "netkit"}:  # as on a kernel without netkit
+        raise CniError(BAD_CONFIG, f"unknown device_type {device!r}; there are veth and netkit")
+    if request.conf.get("readiness_gates"):
+        raise CniError(BAD_FIELD, "readiness_gates is not supported")
+    if request.flag("ip_addrs_no_ipam", "feature_control"):
+        raise CniError(BAD_FIELD, "feature_control.ip_addrs_no_ipam needs Kubernetes")
 
 
 def _read_conf(stdin: str) -> dict[str, Any]:
@@ -127,7 +147,7 @@ def _read_conf(stdin: str) -> dict[str, Any]:
         raise CniError(BAD_JSON, "the network configuration is no JSON", str(why)) from None
     if not isinstance(conf, dict):
         raise CniError(BAD_JSON, "the network configuration is no JSON object")
-    version = conf.setdefault("cniVersion", "0.2.0") or "0.2.0"
+    version = conf.get("cniVersion") or "0.2.0"
     if version not in VERSIONS:
         raise CniError(BAD_VERSION, f"unsupported CNI version {version!r}", f"supported are {', '.join(VERSIONS)}")
     return {**conf, "cniVersion": version}

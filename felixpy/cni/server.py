@@ -122,7 +122,7 @@ class CniServer:
         """Whether this cluster and node are meant, and no other plugin has to be run."""
         settings = etcd_settings(request, {"ETCD_ENDPOINTS": ",".join(self._settings.endpoints)})
         return (
-            request.ipam.get("type") in ({OWN_IPAM} if request.plugin == "calico" else {OWN_IPAM, None})
+            request.ipam_type in ({OWN_IPAM} if request.plugin == "calico" else {OWN_IPAM, ""})
             and set(settings.endpoints) == set(self._settings.endpoints)
             and node_name(request) == self._node
         )

@@ -231,6 +231,12 @@ def test_errors_are_said_in_the_specifications_words(served: Node) -> None:
     assert refused("ADD", "{", "c1", "/x")[0] == 6
     assert refused("ADD", {**conf, "name": "a b"}, "c1", "/x")[0] == 7
     assert refused("ADD", {**conf, "mtu": "big"}, "c1", "/x") == (7, "mtu must be a number from 0 on, not 'big'")
+    assert refused("ADD", {**conf, "readiness_gates": ["http://x"]}, "c1", "/x")[0] == 2
+    assert refused("ADD", {**conf, "device_type": "tap"}, "c1", "/x")[0] == 7
+    forwarding = {"allow_ip_forwarding": "yes"}
+    assert refused("ADD", {**conf, "container_settings": forwarding}, "c1", "/run/netns/x") == (
+        7, "container_settings.allow_ip_forwarding must be true or false, not 'yes'",
+    )  # fmt: skip
     assert refused("ADD", {**conf, "nodename_file_optional": False}, "c1", "/x")[0] == 5
     assert refused("ADD", {**conf, "ipam": {"type": "nothing"}}, "c1", "/x") == (
         4, "IPAM plugin nothing is not in CNI_PATH",
