@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
-import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from birdpy.agent.settings import BirdpySettings
-from libcalico.runtime.control import ControlError, call
-from libcalico.runtime.settings import ConfigError
-from libcalico.runtime.startup import start
-from libcalico.runtime.supervise import EX_CONFIG, Program, run_program
+from libcalico.runtime.settings import ConfigError, load_settings
+
+if TYPE_CHECKING:
+    from libcalico.runtime.supervise import Program
 
 CONFIG_FILE = Path("/etc/felixpy/birdpy.toml")
 
@@ -44,16 +43,26 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     overrides = {n: getattr(args, n) for n in ("run_dir", "config_dir", "log_level", "log_format")}
     try:
-        settings = start(BirdpySettings, "birdpy", file=args.config, overrides=overrides)
+        if args.command in {"show", "configure"}:
+            # confd waits for `configure` on every change, so it imports little; logging has no part in it
+            from birdpy.agent.ask import ask
+
+            loaded = load_settings(
+                BirdpySettings, env_prefix="BIRDPY_", environ=os.environ, file=args.config, overrides=overrides
+            )
+            return ask(loaded.value, args)
+        return _run(args.config, overrides)
     except ConfigError as why:
         sys.stderr.write(f"birdpy: {why}\n")
-        return EX_CONFIG
-    if args.command in {"show", "configure"}:
-        try:
-            return asyncio.run(_ask(settings, args))
-        except (ControlError, ValueError) as why:
-            sys.stderr.write(f"birdpy: {why}\n")
-            return 1
+        return os.EX_CONFIG
+
+
+def _run(file: Path, overrides: dict[str, str | None]) -> int:
+    """The daemon.  Raises ConfigError."""
+    from libcalico.runtime.startup import start
+    from libcalico.runtime.supervise import run_program
+
+    settings = start(BirdpySettings, "birdpy", file=file, overrides=overrides)
 
     async def work(program: Program) -> None:
         from birdpy.agent.daemon import Daemon
@@ -63,52 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         await Daemon(program, settings).run()
 
     return run_program("birdpy", work)
-
-
-async def _ask(settings: BirdpySettings, args: argparse.Namespace) -> int:
-    if args.command == "configure":
-        print(await call(settings.control_socket, "configure", timeout_s=30))
-        return 0
-    from birdpy.agent import show  # confd waits for `birdpy configure`, which needs none of it
-
-    asked, *words = args.what
-    what = {"neighbors": "protocols", "protocol": "protocols", "routes": "route"}.get(asked, asked)
-    if what not in {"status", "protocols", "route"}:
-        raise ValueError(f"cannot show {asked!r}: status, protocols, neighbors or route")
-    options = _options(words) if what == "route" else {}
-    result: Any = await call(settings.control_socket, what, options)
-    if what == "protocols":
-        names = [w for w in words if w != "all"]
-        if unknown := set(names) - {p["name"] for p in result}:
-            raise ValueError(f"there is no protocol {', '.join(sorted(unknown))}")
-        result = [p for p in result if not names or p["name"] in names]
-    if args.output == "json":
-        print(json.dumps(result, indent=2))
-    elif what == "status":
-        show.print_status(result)
-    elif asked == "neighbors":
-        show.print_neighbors(result)
-    elif what == "protocols":
-        show.print_protocols(result, every="all" in words)
-    else:
-        show.print_routes(result, every="all" in words)
-    return 0
-
-
-def _options(words: list[str]) -> dict[str, str]:
-    """``for 10.0.0.1 protocol P export P all``."""
-    options: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
-        if word == "all":
-            continue
-        if word not in {"for", "protocol", "export"}:
-            raise ValueError(f"unexpected {word!r}")
-        value = next(rest, None)
-        if value is None:
-            raise ValueError(f"{word} what?")
-        options[word] = value
-    return options
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from typing import Any
 
 import msgspec
 
-from libcalico.runtime.logs import get_logger
-
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_CLIENTS = 32
@@ -61,6 +59,8 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._clients: set[asyncio.Task[None]] = set()
+        from libcalico.runtime.logs import get_logger  # clients, which are started often, need none of it
+
         self._log = get_logger("control")
 
     async def serve(self) -> None:
