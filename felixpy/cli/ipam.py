@@ -91,7 +91,7 @@ async def _run(store: Datastore, args: argparse.Namespace) -> int:
 
 async def _show(store: Datastore, args: argparse.Namespace) -> int:
     if args.ip:
-        return await _show_address(store, Addr.parse(args.ip))
+        return await _show_address(store, _address(args.ip))
     if args.show_blocks:
         return await _show_usage(store, blocks=True)
     if args.show_borrowed:
@@ -104,6 +104,8 @@ async def _show(store: Datastore, args: argparse.Namespace) -> int:
 async def _show_address(store: Datastore, addr: Addr) -> int:
     found = await _client(store).attributes_of(addr)
     if found is None:
+        if any(a.addr == addr and a.released_at for a in (await read_snapshot(store)).allocations()):
+            raise WriteError(f"address {addr} is in cooldown")
         print(f"{addr} is not assigned")
         return 0
     handle, active, alternate = found
@@ -117,6 +119,13 @@ async def _show_address(store: Datastore, addr: Addr) -> int:
         for name in sorted(attributes):
             print(f"  {name}: {attributes[name]}")
     return 0
+
+
+def _address(text: str) -> Addr:
+    try:
+        return Addr.parse(text)
+    except ValueError:
+        raise WriteError(f"Error executing command: invalid IP address specified: {text}") from None
 
 
 async def _show_usage(store: Datastore, *, blocks: bool) -> int:
@@ -252,7 +261,7 @@ async def _release(store: Datastore, args: argparse.Namespace) -> int:
         return await release_from_reports(store, args.from_report, force=args.force)
     if not args.ip:
         raise WriteError("nothing to release: give --ip or --from-report")
-    addr = Addr.parse(args.ip)
+    addr = _address(args.ip)
     if await _client(store).release_ips([addr]):
         raise WriteError(f"IP address {addr} is not assigned")
     print(f"Successfully released IP address {addr}")

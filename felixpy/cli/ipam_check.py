@@ -194,7 +194,7 @@ class _Told:
             ([f"{a.node}: {a.prefix} {a.state}" for a in report.lost_affinities],
              "affinities without a block, or not confirmed"),
             ([f"{b.owner}: {b.prefix}" for b in report.unclaimed], "blocks whose owner has no affinity"),
-            (homeless, "blocks and affinities of nodes that do not exist"),
+            (homeless, "blocks of nodes that do not exist"),
         ):  # fmt: skip
             if self._problems:
                 _lines(lines)

@@ -31,7 +31,7 @@ class Report(msgspec.Struct, frozen=True):
         displaced: Allocated to another node than that of the endpoint which uses them.
         lost_affinities: Affinities to a block that is not there or is another's, and such as were never confirmed.
         unclaimed: Blocks that name a node which has no affinity to them.
-        homeless: Affinities and blocks of nodes that are not there; without those of whose addresses one is in use.
+        homeless: Blocks of nodes that are not there; without those of whose addresses one is in use.
     """
 
     leaked: list[Allocation]
@@ -142,17 +142,12 @@ def _displaced(state: State, allocated: dict[Addr, list[Allocation]]) -> list[tu
 
 
 def _homeless(state: State) -> dict[str, list[Prefix]]:
-    found: dict[str, set[Prefix]] = {}
-    for affinity in state.affinities:
-        if affinity.owner_type == "host" and affinity.node not in state.nodes:
-            found.setdefault(affinity.node, set()).add(affinity.prefix)
-    for prefix, block in state.blocks.items():
-        if block.node and block.node not in state.nodes:
-            found.setdefault(block.node, set()).add(prefix)
-            if any(allocation.addr in state.users for allocation in block.allocations):
-                found[block.node].discard(prefix)  # lent to another node, or its own endpoints are there still
-    found = {node: prefixes for node, prefixes in found.items() if prefixes}
-    return {node: sorted(found[node]) for node in sorted(found)}
+    found: dict[str, list[Prefix]] = {}
+    for prefix, block in sorted(state.blocks.items()):
+        lent = any(allocation.addr in state.users for allocation in block.allocations)
+        if block.node and block.node not in state.nodes and not lent:
+            found.setdefault(block.node, []).append(prefix)
+    return dict(sorted(found.items()))
 
 
 def _is_unreadable(state: State, prefix: Prefix) -> bool:

@@ -80,6 +80,10 @@ def test_usage_borrowed_addresses_and_one_address_are_shown_as_calicoctl_shows_t
         "IP 10.0.0.2 is in use", "Handle ID: net.gone", "Active Owner Attributes:", "  namespace: default"
     ]  # fmt: skip
     assert ctl("show", "--ip=10.0.0.3") == "10.0.0.3 is not assigned\n"
+    assert ctl("show", "--ip=x", fails=True) == "Error executing command: invalid IP address specified: x\n"
+    ctl("configure", "--ip-cooldown-seconds=3600")
+    ctl("release", "--ip=10.0.0.2")
+    assert ctl("show", "--ip=10.0.0.2", fails=True) == "address 10.0.0.2 is in cooldown\n"
 
 
 def test_check_names_problems_fixes_only_when_told_to_and_is_clean_then(ctl: Ctl, tmp_path: Path) -> None:
