@@ -151,8 +151,8 @@ async def _show_borrowed(store: Datastore) -> int:
     for allocation in found:
         has = allocation.attributes.get
         namespace, kind, whose = has("namespace", ""), has("type", ""), ""
-        if "vmi" in allocation.attributes:
-            kind, whose = "vmi", f"{namespace}/{has('vmi')}"
+        if "vmi-name" in allocation.attributes:
+            kind, whose = "vmi", f"{namespace}/{has('vmi-name')}"
         elif "pod" in allocation.attributes:
             kind, whose = "pod", f"{namespace}/{has('pod')}"
         owner = state.blocks[allocation.block].owner

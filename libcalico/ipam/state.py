@@ -80,11 +80,14 @@ class Allocation(msgspec.Struct, frozen=True):
 
     @property
     def is_workload(self) -> bool:
-        """Taken by Calico's or our CNI plugin: with a pod, or (no Kubernetes) with node and time and no type."""
+        """Taken by Calico's or our CNI plugin: with a pod, or (no Kubernetes) with node and time and no type.
+
+        That of a virtual machine (KubeVirt) is none: it outlives the pod, and nothing here tells whether there is one.
+        """
         has = self.attributes.get
-        if has("pod") and has("namespace"):
-            return True
-        return bool(has("node") and has("timestamp") and not has("type") and not has("vmi"))
+        if has("type") or has("vmi-name"):
+            return False
+        return bool((has("pod") and has("namespace")) or (has("node") and has("timestamp")))
 
 
 class StoredBlock(msgspec.Struct, frozen=True):

@@ -134,6 +134,14 @@ def test_a_borrowed_address_of_a_dead_node_is_collected_and_the_lenders_block_st
     assert texts(look(Collector(), world, 0.0)) == ["release 10.0.0.9 (handle net.far)"]
 
 
+@pytest.mark.parametrize("more", [{"vmi-name": "vm"}, {"type": "somethingElse"}])
+def test_what_a_virtual_machine_or_an_unknown_type_holds_is_not_collected(more: dict[str, str]) -> None:
+    world = cluster().block("10.0.0.8/29", "a", {"10.0.0.9": used("a", "net.x", **more)})
+    collector = Collector()
+    look(collector, world, 0.0)
+    assert look(collector, world, GRACE_S + 1).actions == []
+
+
 def test_of_a_live_nodes_empty_blocks_one_stays_in_each_family() -> None:
     world = cluster().node("b")
     for cidr in ("10.0.0.8/29", "10.0.0.16/29", "10.0.0.24/29", "fd00::/122", "fd00::40/122"):
