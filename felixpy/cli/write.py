@@ -204,6 +204,11 @@ class Writer:
             if given and given != str(row.mod_revision):
                 break
             await check_delete(self._store, key)
+            if key.kind == "Node":
+                from felixpy.cli.remove_node import remove_what_is_of_node
+
+                if problems := await remove_what_is_of_node(self._store, key.name):
+                    raise WriteError("; ".join(problems))
             seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
             result = await self._store.txn([seen], [Delete(key.path)])
             if result.succeeded:

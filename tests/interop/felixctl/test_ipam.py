@@ -158,3 +158,32 @@ def test_split_wants_a_locked_datastore_and_happens_whole_or_not_at_all(ctl: Ctl
     pools = ctl.etcd.ctl("get", "--prefix", "--keys-only", ResourceKey("IPPool", "").path).split()
     assert [key.rpartition("/")[2] for key in pools] == ["split-p1-0", "split-p1-1"]
     assert "| IP Pool  | 10.0.0.0/25   |       128 |     3 (2%) |       0 (0%) | 125 (98%) |\n" in ctl("show")
+
+
+def test_a_node_is_deleted_with_its_endpoints_addresses_blocks_peers_and_settings(ctl: Ctl) -> None:
+    world = cluster().resource("BGPPeer", "of-a", {"node": "a"}).resource("BGPPeer", "of-b", {"node": "b"})
+    world.resource("FelixConfiguration", "node.a", {}).resource("BGPConfiguration", "node.a", {})
+    world.resource("HostEndpoint", "a-eth0", {"node": "a"}).resource("FelixConfiguration", "node.b", {})
+    world.endpoint("b-k8s-two-eth0", "b", "10.0.0.3").node("a", ipv4VXLANTunnelAddr="10.0.0.4")
+    tunnel = ("vxlan-tunnel-addr-a", {"node": "a", "type": "vxlanTunnelAddress"})
+    taken = {"10.0.0.1": used("a", "net.one"), "10.0.0.3": used("b", "net.two"), "10.0.0.4": tunnel}
+    world.block("10.0.0.0/28", "a", taken)
+    ctl.seed(world)
+    for key in ("handle/net.gone", "handle/ghost", "host/dead/ipv4/block/10.0.0.32-28",
+                "assignment/ipv4/block/10.0.0.32-28"):  # fmt: skip
+        ctl.etcd.ctl("del", f"/calico/ipam/v2/{key}")
+    done = subprocess.run(
+        [sys.executable, "-m", "felixpy.cli.main", "delete", "node", "a"], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ETCD_ENDPOINTS": ctl.etcd.url}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "Successfully deleted 1 'Node' resource(s)\n"), done.stderr
+    left = ctl.etcd.ctl("get", "--prefix", "--keys-only", "/calico/").split()
+    assert [key.removeprefix("/calico/resources/v3/projectcalico.org/") for key in left if "v3" in key] == [
+        "bgppeers/of-b", "clusterinformations/default", "felixconfigurations/node.b", "ippools/p1", "ipreservations/r",
+        "nodes/b", "workloadendpoints/default/b-k8s-two-eth0",
+    ]  # fmt: skip
+    assert [key.removeprefix("/calico/ipam/v2/") for key in left if "ipam" in key] == [
+        "assignment/ipv4/block/10.0.0.0-28", "assignment/ipv4/block/10.0.0.16-28", "handle/net.two",
+        "host/b/ipv4/block/10.0.0.16-28",
+    ]  # fmt: skip
+    assert ctl("check").endswith("Check complete; found 0 problems.\n"), "what b uses of a's former block stays"
