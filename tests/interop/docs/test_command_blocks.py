@@ -26,6 +26,8 @@ from libcalico.model.codec import decode_value
 from libcalico.model.keys import KINDS, ResourceKey, parse_key
 from tests.etcd_server import DIE_WITH_PARENT, EtcdServer, free_port
 
+pytestmark = pytest.mark.timeout(300)  # some pages start felixctl ten times
+
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = sorted(p for p in DOCS.rglob("*.md"))
 LANGUAGES = {"bash", "yaml", "console", "ini", "text", "json", "toml", "nft"}
@@ -82,7 +84,7 @@ def environment(etcd: EtcdServer, **more: str) -> dict[str, str]:
 
 def run_page(page: Path, etcd: EtcdServer, folder: Path) -> None:
     done = subprocess.run(
-        ["bash", "-c", script(page)], cwd=folder, env=environment(etcd), capture_output=True, text=True, timeout=100,
+        ["bash", "-c", script(page)], cwd=folder, env=environment(etcd), capture_output=True, text=True, timeout=280,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stderr[-2000:]}\n{done.stdout[-1000:]}"

@@ -20,7 +20,7 @@ import pytest
 from felixpy.cli.frame import DenyRow, Frame, NodeRow, Sockets, gather, read_denials, read_nodes, read_sessions
 from libcalico.datastore.memory import MemoryDatastore
 from libcalico.runtime.control import ControlServer
-from tests.etcd_server import EtcdServer
+from tests.etcd_server import EtcdServer, free_port
 
 R = "/calico/resources/v3/projectcalico.org/"
 OWN = "/felixpy/v1/nodes/"
@@ -125,6 +125,16 @@ async def test_who_does_not_answer_is_named_and_the_rest_is_shown(etcd: EtcdServ
     assert done.returncode == 0
     assert cells(done.stdout, "node1")[6] == "-"
     assert f"cannot reach {tmp_path}/birdpy.sock: is the daemon running?" in done.stdout
+
+
+async def test_where_nothing_answers_it_says_so_and_fails(tmp_path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, Daemons(tmp_path).command("--once"), capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "ETCD_ENDPOINTS": f"http://127.0.0.1:{free_port()}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "etcd: " in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 async def test_it_lives_on_a_terminal_and_ends_on_ctrl_c(etcd: EtcdServer, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,29 @@ def test_felixctl_drops_shows_it(net: Net, policed: Node, tmp_path: Path, capsys
     log, enabled = DropLog(), False
     assert asyncio.run(ask()) == 1
     assert "felixpy.io/denyLog" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["Drop", "Reject"])
+def test_the_kernel_takes_a_log_before_every_kind_of_rule_that_denies(net: Net, node: Node, action: str) -> None:
+    node.put("workloadendpoints/default/n1-cni-c1-eth0", {
+        "orchestrator": "cni", "node": "n1", "containerID": "c1", "endpoint": "eth0", "profiles": ["open"],
+        "ipNetworks": [f"{POD}/32"], "interfaceName": "cali1",
+        "qosControls": {"ingressPacketRate": 1000, "egressPacketRate": 1000, "ingressMaxConnections": 50},
+    })  # fmt: skip
+    deny = [{"action": "Deny", "protocol": "UDP", "destination": {"ports": [99]}}]
+    node.put("globalnetworkpolicies/early", {"selector": "all()", "doNotTrack": True, "applyOnForward": True,
+                                             "ingress": deny, "egress": deny})  # fmt: skip
+    node.put("globalnetworkpolicies/before", {"selector": "all()", "preDNAT": True, "applyOnForward": True,
+                                              "ingress": deny})  # fmt: skip
+    node.put("globalnetworkpolicies/usual", {"selector": "all()", "applyOnForward": True, "ingress": deny,
+                                             "egress": deny})  # fmt: skip
+    if action == "Drop":
+        node.host(interfaceName="eth0")
+    path = "/calico/resources/v3/projectcalico.org/felixconfigurations/default"
+    value = {"metadata": {"annotations": {"felixpy.io/denyLog": RATE}}, "spec": {"nftablesFilterDenyAction": action}}
+    node.graph.on_update(path, json.dumps(value).encode(), 1)
+    node.program()  # which compares with what the kernel lists
+    rules = net.node.run("nft", "list", "table", "inet", "calico").splitlines()
+    denying = [r for r in rules if re.search(r"counter packets \d+ bytes \d+ (drop|reject)(?! with tcp reset)", r)]
+    logging = [r for r in rules if f"group {GROUP}" in r]
+    assert len(logging) == len(denying) > 15
