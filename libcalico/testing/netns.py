@@ -121,3 +121,10 @@ def link(a: Namespace, a_name: str, b: Namespace, b_name: str) -> None:
     a.run("ip", "link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", str(b.pid))
     a.run("ip", "link", "set", a_name, "up")
     b.run("ip", "link", "set", b_name, "up")
+
+
+def kernel_has(kind: str) -> bool:
+    """Whether this kernel makes devices of a kind (``ipip``, ``wireguard``)."""
+    with Namespace("probe") as ns:
+        made = ns.command(["ip", "link", "add", "probe0", "type", kind])
+        return subprocess.run(made, capture_output=True, check=False).returncode == 0

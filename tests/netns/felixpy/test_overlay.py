@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import socket
@@ -15,7 +16,7 @@ from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.dataplane.tunnels import VXLAN_V4, VXLAN_V6
 from libcalico.model.keys import BlockKey
 from libcalico.net import Prefix
-from libcalico.testing.netns import Namespace
+from libcalico.testing.netns import Namespace, kernel_has
 from tests.netns.felixpy.overlay import NUMBERS, OverlayNet, R, address, block, endpoint, node_spec
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(60)]
@@ -25,6 +26,8 @@ COUNTERS = """
 table inet wire {
   chain seen { type filter hook prerouting priority -300;
     udp dport 4789 counter comment "vxlan"
+    udp dport 51820 counter comment "wireguard"
+    meta l4proto 4 counter comment "ipip"
     ip saddr 10.65.0.0/16 counter comment "plain"
   }
 }
@@ -236,3 +239,38 @@ def test_a_node_that_changes_its_address_is_followed(net: OverlayNet) -> None:
 def test_a_direct_tunnel_from_or_to_another_cluster_is_allowed_by_the_list_of_external_nodes(net: OverlayNet) -> None:
     net.start(ALWAYS, ALWAYS, felixconfigurations__default={"externalNodesList": ["192.0.2.254"]})
     assert "192.0.2.254" in net.nodes[1].ns.run("nft", "list", "set", TABLE_FAMILY, TABLE, "vxlan-hosts4")
+
+
+def test_ip_in_ip_carries_packets_between_subnets_and_within_one_as_the_pool_says(net: OverlayNet) -> None:
+    if not kernel_has("ipip"):
+        pytest.skip("this kernel has no ipip")
+    net.start({"ipipMode": "Always"}, {})
+    wire(net.nodes[3].ns, fresh=True)
+    for a, b in ((1, 2), (1, 3), (3, 2)):
+        assert net.ping(net.nodes[a].pod, f"10.65.{b}.1", "-c", "1", "-M", "do", "-s", str(1480 - 28))
+    assert wire(net.nodes[3].ns)["ipip"] >= 2
+    shown = routes(net.nodes[1].ns)
+    assert (shown["10.65.2.0/26"]["gateway"], shown["10.65.2.0/26"]["dev"]) == (address(2), "tunl0")
+    net.put(ippools__v4={"cidr": "10.65.0.0/16", "ipipMode": "CrossSubnet"})
+    assert net.ping(net.nodes[1].pod, "10.65.2.1")
+    assert net.ping(net.nodes[1].pod, "10.65.3.1")
+    assert routes(net.nodes[1].ns)["10.65.2.0/26"]["dev"] == "eth0"
+
+
+def test_wireguard_encrypts_between_nodes_with_keys_and_passes_by_the_one_without(net: OverlayNet) -> None:
+    if not kernel_has("wireguard"):
+        pytest.skip("this kernel has no WireGuard")
+    net.start(CROSS, {}, felixconfigurations__default={"wireguardEnabled": True})
+    keys = {n: base64.b64encode(net.nodes[n].dataplane.public_keys["wireguard.cali"]).decode() for n in (1, 3)}
+    for n, key in keys.items():
+        spec = node_spec(n, wireguard={"interfaceIPv4Address": f"10.65.{n}.60"})
+        net.tell({f"{R}nodes/node{n}": {"spec": spec, "status": {"wireguardPublicKey": key}}})
+    for n in NUMBERS:
+        wire(net.nodes[n].ns, fresh=True)
+    assert net.ping(net.nodes[1].pod, "10.65.3.1", "-c", "3", "-i", "0.3")
+    seen = wire(net.nodes[3].ns)
+    assert seen["wireguard"] >= 4
+    assert seen["vxlan"] == 0
+    assert net.ping(net.nodes[1].pod, "10.65.2.1"), "node2 has no key: as without WireGuard"
+    assert wire(net.nodes[2].ns)["plain"] >= 1
+    assert "wireguard.cali" in net.nodes[1].ns.run("ip", "route", "get", "10.65.3.1", "mark", "0")

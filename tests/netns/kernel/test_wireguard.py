@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.wireguard import WireguardReconciler
 from libcalico.kernel.wireguard_wire import open_wireguard_socket
 from libcalico.net import IPV4, IPV6, Addr, Prefix
-from libcalico.testing.netns import Namespace, link
+from libcalico.testing.netns import Namespace, kernel_has, link
 
 pytestmark = pytest.mark.netns
 NAME, MARK = "wireguard.cali", 0x00100000
@@ -50,17 +49,16 @@ def inside(ns: Namespace, work: Callable[[Kit], Awaitable[Any]]) -> Any:
     return ns.inside(main)
 
 
-def has_wireguard() -> bool:
-    with Namespace("probe") as ns:
-        made = ns.command(["ip", "link", "add", "wg0", "type", "wireguard"])
-        return subprocess.run(made, capture_output=True, check=False).returncode == 0
+@pytest.fixture
+def wireguard() -> None:
+    if not kernel_has("wireguard"):
+        pytest.skip("this kernel has no WireGuard")
 
 
-needs_wireguard = pytest.mark.skipif("not has_wireguard()", reason="this kernel has no WireGuard")
-
-
-@pytest.mark.skipif("has_wireguard()", reason="this kernel has WireGuard")
 def test_a_kernel_without_wireguard_is_named_and_no_key_is_published() -> None:
+    if kernel_has("wireguard"):
+        pytest.skip("this kernel has WireGuard")
+
     async def work(kit: Kit) -> None:
         outcome = await kit.bring(device("10.65.0.1"))
         assert outcome.failed[NAME].errno in {errno.EOPNOTSUPP, errno.ENOENT}
@@ -73,7 +71,7 @@ def test_a_kernel_without_wireguard_is_named_and_no_key_is_published() -> None:
         inside(ns, work)
 
 
-@needs_wireguard
+@pytest.mark.usefixtures("wireguard")
 def test_two_nodes_encrypt_what_they_send_to_each_other() -> None:
     with Namespace("a") as a, Namespace("b") as b:
         link(a, "eth0", b, "eth0")
@@ -119,7 +117,7 @@ def test_two_nodes_encrypt_what_they_send_to_each_other() -> None:
         assert NAME not in a.run("ip", "link")
 
 
-@needs_wireguard
+@pytest.mark.usefixtures("wireguard")
 def test_a_peer_with_thousands_of_prefixes_reads_back_as_it_was_wanted() -> None:
     allowed = tuple(sorted(Prefix.parse(f"10.{i // 250}.{i % 250}.0/24") for i in range(3000)))
     peers = [WireguardPeer(bytes([n]) * 32, Addr.parse("192.0.2.9"), 51820, allowed if n == 1 else ()) for n in (1, 2)]
