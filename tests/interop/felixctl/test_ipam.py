@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from felixpy.cli.main import main
 from libcalico.model.keys import IpamConfigKey, ResourceKey
 from tests.etcd_server import EtcdServer
 from tests.ipam_world import World, used
 
 
 class Ctl:
-    def __init__(self, etcd: EtcdServer) -> None:
-        self.etcd = etcd
+    """felixctl in this process: a new interpreter for each of some fifty calls would take most of the time."""
+
+    def __init__(self, etcd: EtcdServer, capsys: pytest.CaptureFixture[str]) -> None:
+        self.etcd, self._capsys = etcd, capsys
 
     def __call__(self, *args: str, fails: bool = False) -> str:
         """Output of ``felixctl ipam``; with ``fails`` that of the error, and the exit code is 1."""
-        done = subprocess.run(
-            [sys.executable, "-m", "felixpy.cli.main", "ipam", *args], stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60, env={**os.environ, "ETCD_ENDPOINTS": self.etcd.url}, check=False,
-        )  # fmt: skip
-        assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
-        return done.stderr if fails else done.stdout
+        return self.felixctl("ipam", *args, fails=fails)
+
+    def felixctl(self, *args: str, fails: bool = False) -> str:
+        code = main(list(args))
+        output, errors = self._capsys.readouterr()
+        assert code == (1 if fails else 0), output + errors
+        return errors if fails else output
 
     def seed(self, world: World) -> None:
         for key, (value, _) in world.rows.items():
@@ -34,8 +35,9 @@ class Ctl:
 
 
 @pytest.fixture
-def ctl(etcd: EtcdServer) -> Ctl:
-    return Ctl(etcd)
+def ctl(etcd: EtcdServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ctl:
+    monkeypatch.setenv("ETCD_ENDPOINTS", etcd.url)
+    return Ctl(etcd, capsys)
 
 
 def cluster(*, locked: bool = False) -> World:
@@ -172,11 +174,7 @@ def test_a_node_is_deleted_with_its_endpoints_addresses_blocks_peers_and_setting
     for key in ("handle/net.gone", "handle/ghost", "host/dead/ipv4/block/10.0.0.32-28",
                 "assignment/ipv4/block/10.0.0.32-28"):  # fmt: skip
         ctl.etcd.ctl("del", f"/calico/ipam/v2/{key}")
-    done = subprocess.run(
-        [sys.executable, "-m", "felixpy.cli.main", "delete", "node", "a"], capture_output=True, text=True, timeout=60,
-        env={**os.environ, "ETCD_ENDPOINTS": ctl.etcd.url}, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "Successfully deleted 1 'Node' resource(s)\n"), done.stderr
+    assert ctl.felixctl("delete", "node", "a") == "Successfully deleted 1 'Node' resource(s)\n"
     left = ctl.etcd.ctl("get", "--prefix", "--keys-only", "/calico/").split()
     assert [key.removeprefix("/calico/resources/v3/projectcalico.org/") for key in left if "v3" in key] == [
         "bgppeers/of-b", "clusterinformations/default", "felixconfigurations/node.b", "ippools/p1", "ipreservations/r",
