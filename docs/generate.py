@@ -4,6 +4,7 @@
     reference/metrics.md      from the registries of the daemons
     reference/cli.md          from the argument parsers
     reference/data-model.md   kinds, keys and fields, from libcalico.model
+    reference/examples.md     the files of docs/examples
 
 Nothing of it is stored, so nothing of it can be out of date.  ``python docs/generate.py`` prints the pages.
 """
@@ -307,6 +308,20 @@ def _type(hint: Any, nested: dict[str, type[msgspec.Struct]]) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
+def examples_page() -> str:
+    """The files of docs/examples, one for each kind."""
+    parts = [
+        "# Examples\n",
+        "One of every kind, as `felixctl apply -f` takes them; the tests validate each. The same with etcdctl: "
+        "[cookbook](../cookbook.md).\n",
+    ]
+    for file in sorted((REPOSITORY / "docs" / "examples").glob("*.yaml")):
+        text = file.read_text()
+        kinds = dict.fromkeys(re.findall(r"^kind: (\w+)$", text, re.MULTILINE))
+        parts += [f"## {', '.join(kinds)}\n", f'```yaml title="{file.name}"\n{text.rstrip()}\n```\n']
+    return "\n".join(parts)
+
+
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +344,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/metrics.md": metrics_page,
     "reference/cli.md": cli_page,
     "reference/data-model.md": data_model_page,
+    "reference/examples.md": examples_page,
 }
 
 

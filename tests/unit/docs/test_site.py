@@ -76,6 +76,14 @@ def test_every_verb_and_every_kind_with_its_fields_stands_in_the_reference() -> 
         assert re.search(rf"^##+ {anchor}$", model, re.MULTILINE | re.IGNORECASE), anchor
 
 
+def test_every_example_is_shown_whole() -> None:
+    page = generate.examples_page()
+    files = list((ROOT / "docs" / "examples").glob("*.yaml"))
+    assert len(files) > 20
+    for file in files:
+        assert file.read_text().rstrip() in page, file.name
+
+
 def test_links_out_of_the_documentation_become_names() -> None:
     markdown = "[a lab](../containerlab/x/README.md), [bgp](bgp.md), [containerlab/y](../containerlab/y)"
     assert generate.on_page_markdown(markdown) == "a lab (`containerlab/x/README.md`), [bgp](bgp.md), `containerlab/y`"
