@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from libcalico.dataplane.ruleset import Chain, Rule, comment_text
+from libcalico.dataplane.ruleset import Chain, Rule, plain_text
 
 GROUP = 3233  # Felix uses 1 and 2
 PREFIX_WORD = "deny"
@@ -72,7 +72,7 @@ def log_prefix(chain: str, comment: str) -> str:
     direction = "ingress" if _INGRESS.match(chain) else "egress" if _EGRESS.match(chain) else "-"
     head = f"{PREFIX_WORD} {direction} "
     # a name may have 253 characters: what kind it is and which rule must both be kept
-    room, text = PREFIX_MAX_BYTES - len(head), "".join(comment_text(c) for c in comment)
+    room, text = PREFIX_MAX_BYTES - len(head), plain_text(comment)
     if len(text) > room:
         tail = text[-(room // 2) :]
         text = f"{text[: room - len(tail) - 2]}..{tail}"

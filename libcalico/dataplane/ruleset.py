@@ -26,7 +26,12 @@ def comment_text(text: str) -> str:
     >>> comment_text('a"; flush ruleset')
     'a?? flush ruleset'
     """
-    return _COMMENT_UNSAFE.sub("?", text)[:COMMENT_MAX_BYTES]
+    return plain_text(text)[:COMMENT_MAX_BYTES]
+
+
+def plain_text(text: str) -> str:
+    """Any text with unsafe characters made ``?``: what may stand between quotes in nft's language."""
+    return _COMMENT_UNSAFE.sub("?", text)
 
 
 def check_name(name: str) -> str:
