@@ -379,12 +379,18 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+TESTED = "<!-- commands: tested -->"
 _FOLDERS = "containerlab|systemd|bench|tests|felixpy|birdpy|confd|libcalico|lab"
 _OUTSIDE = re.compile(rf"\[([^]]+)\]\((?:\.\./)+((?:{_FOLDERS})\b[^)]*|[A-Z]+\.md)\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links out of docs/ lead to files of the repository, which the site does not have: they become names."""
+    """Say of a page whether its commands are run by the tests, and mend links.
+
+    Links out of docs/ lead to files of the repository, which the site does not have: they become names.
+    """
+    if TESTED not in markdown and re.search(r"^```(bash|sh|shell)\b", markdown, re.MULTILINE):
+        markdown = f"{markdown}\n\n*The commands on this page are illustrations; no test runs them.*\n"
     return _OUTSIDE.sub(lambda m: f"`{m[2]}`" if m[1].strip("`") == m[2] else f"{m[1]} (`{m[2]}`)", markdown)
 
 

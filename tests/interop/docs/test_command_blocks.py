@@ -1,7 +1,8 @@
 """The documentation's command blocks run against a real etcd, and the agent accepts what they leave there.
 
-A fenced block of ``bash`` is run, one of ``yaml`` that holds resources is applied; all of a page in their order in one
-shell.  Blocks of other languages, and indented ones, are illustrations (docs/index.md says so to the reader).
+On pages that say so (``commands: tested``) a fenced block of ``bash`` is run, one of ``yaml`` that holds resources is
+applied; all of a page in their order in one shell.  Blocks of other languages, indented ones, and other pages are
+illustrations: docs/index.md and, on those pages, docs/generate.py say so to the reader.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from tests.etcd_server import DIE_WITH_PARENT, EtcdServer, free_port
 pytestmark = pytest.mark.timeout(300)  # some pages start felixctl ten times
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGES = sorted(p for p in DOCS.rglob("*.md"))
+TESTED = "<!-- commands: tested -->"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.read_text().startswith(TESTED))
 LANGUAGES = {"bash", "yaml", "console", "ini", "text", "json", "toml", "nft"}
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -89,6 +89,13 @@ def test_links_out_of_the_documentation_become_names() -> None:
     assert generate.on_page_markdown(markdown) == "a lab (`containerlab/x/README.md`), [bgp](bgp.md), `containerlab/y`"
 
 
+def test_a_page_whose_commands_no_test_runs_says_so() -> None:
+    page = "# Page\n\n```bash\ntrue\n```\n"
+    assert "no test runs them" in generate.on_page_markdown(page)
+    assert generate.on_page_markdown(f"{generate.TESTED}\n{page}") == f"{generate.TESTED}\n{page}"
+    assert generate.on_page_markdown("# Page\n") == "# Page\n"
+
+
 def test_the_navigation_leaves_out_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "a.md").touch()
     nav = [{"One": [{"A": "a.md"}, {"B": "b.md"}]}, {"Two": [{"C": "c.md"}]}, {"R": "reference/metrics.md"}]
