@@ -1,4 +1,4 @@
-"""``felixpy``: run the agent, or ask a running one."""
+"""``felixpy``: run the agent; ``felixpy cleanup`` takes out what it left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from felixpy.agent import cleanup
 from felixpy.agent.settings import AgentSettings
 from libcalico.runtime.settings import ConfigError
 from libcalico.runtime.startup import start
@@ -22,12 +23,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", help="folder of the control socket")
     parser.add_argument("--log-level", help="debug, info, warning or error")
     parser.add_argument("--log-format", choices=["auto", "console", "json"])
+    commands = parser.add_subparsers(dest="command", metavar="{run,cleanup}")
+    commands.add_parser("run", help="run the agent (the default)")
+    what = "remove all that felixpy, birdpy and confd left on this host: rules, routes, devices, state"
+    cleanup.add_arguments(commands.add_parser("cleanup", help=what, description=what))
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code (0 asked to stop, 1 failure, 78 bad settings)."""
     args = _parser().parse_args(argv)
+    if args.command == "cleanup":
+        return cleanup.run(args)
     overrides = {n: getattr(args, n) for n in ("node", "run_dir", "log_level", "log_format")}
     try:
         settings = start(AgentSettings, "felixpy", file=args.config, overrides=overrides)
