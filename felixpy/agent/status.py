@@ -42,7 +42,7 @@ class StatusReporter:
         self._applied, self._failures, self._is_up = applied, failures, is_up
         self._interval_s = interval_s
         self._written: dict[str, str] = {}
-        self._known: dict[EndpointId, str] = {}
+        self._known: dict[EndpointId, tuple[str, bool]] = {}  # interface, and whether it is up
         self._adopted = False
         self._started = clock.monotonic()
         self._next_liveness = 0.0
@@ -63,6 +63,7 @@ class StatusReporter:
                 pass
             self._news.clear()
             self._keeper.put(node_key(self._graph.node), json.dumps(self.summary()).encode())
+            self._log_endpoints()
             try:
                 await self._write_endpoints()
                 await self._write_liveness()
@@ -70,6 +71,20 @@ class StatusReporter:
                 self._log.debug("status-not-written", reason=str(why))
                 self._news.set()
             await asyncio.sleep(self._interval_s)
+
+    def _log_endpoints(self) -> None:
+        """Say what became of each endpoint, so that the journal can be asked for it."""
+        now: dict[EndpointId, tuple[str, bool]] = {}
+        for endpoint, state in self._graph.endpoints.items():
+            now[endpoint] = (state.interface, self._is_up(state.interface))
+            if self._known.get(endpoint) != now[endpoint]:
+                event = "endpoint-up" if now[endpoint][1] else "endpoint-down"
+                addresses = [str(address) for address in state.addresses]
+                self._log.info(event, endpoint=endpoint.workload, interface=state.interface, addresses=addresses)
+        for endpoint in self._known.keys() - now.keys():
+            interface, _ = self._known[endpoint]
+            self._log.info("endpoint-removed", endpoint=endpoint.workload, interface=interface)
+        self._known = now
 
     def summary(self) -> dict[str, Any]:
         """The node's state as one object."""

@@ -1,10 +1,10 @@
-"""Structured logs: key=value on a terminal, JSON lines elsewhere, with priorities under systemd.
+"""Structured logs: key=value on a terminal, fields in the journal under systemd, JSON lines elsewhere.
 
 Event names are stable kebab-case words; facts are keys.  Text from outside is escaped, so that a hostile name can
 neither break a line nor colour a terminal, and it is cut where it gets long.  Logging never raises: a fact that
 cannot be shown is named as such, and a stderr that is gone is no reason to stop routing.
 
-    log.warning("drift", …) ─► level ─► limiter ─► clean ─► console | JSON ─► <priority> ─► stderr
+    log.warning("drift", …) ─► level ─► limiter ─► clean ─► journal | console | JSON ─► <priority> ─► stderr
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Literal, TextIO, cast
 import msgspec
 import structlog
 
+from libcalico.runtime import journal
 from libcalico.runtime.log_limit import RateLimiter
 
 LogFormat = Literal["auto", "console", "json"]
@@ -67,7 +68,7 @@ def configure_logging(program: str, level: str = "info", fmt: LogFormat = "auto"
     Args:
         program: Stands in every JSON line.
         level: See :func:`log_level`.
-        fmt: ``auto``: ``console`` if stderr is a terminal, else ``json``.
+        fmt: ``auto``: ``console`` if stderr is a terminal, fields if it is the journal, else ``json``.
 
     Raises:
         ValueError: No such level, or no such format.
@@ -77,7 +78,10 @@ def configure_logging(program: str, level: str = "info", fmt: LogFormat = "auto"
     threshold = log_level(level)
     terminal = _is_terminal(sys.stderr)
     console = fmt == "console" or (fmt == "auto" and terminal)
-    output = _Output(sys.stderr, priorities=stderr_is_journal(os.environ))
+    to_journal = stderr_is_journal(os.environ)
+    output = _Output(sys.stderr, priorities=to_journal)
+    if fmt == "auto" and to_journal and journal.SOCKET.exists():
+        output = _JournalOutput(program, journal.Journal(), output)
     renderer = _Renderer(program, console=console, colours=console and terminal)
     structlog.configure(
         processors=[
@@ -214,7 +218,7 @@ def _traceback(info: Any) -> str:
 
 
 class _Renderer:
-    """An event into ``(level, text)``, the text without a line end."""
+    """An event into ``(level, text, facts, traceback)``, the text without a line end."""
 
     def __init__(self, program: str, *, console: bool, colours: bool) -> None:
         self._program = program
@@ -223,15 +227,15 @@ class _Renderer:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         level = str(event.get("level", method))
         try:
-            return (level, self._render(logger, method, event)), {}
+            trace = _traceback(event.pop("exc_info", None))
+            event.pop("stack_info", None)
+            facts = {escaped(_text(key), 200): plain(value) for key, value in event.items()}
+            return (level, self._render(logger, method, dict(facts), trace), facts, trace), {}
         except Exception as why:  # the last line of defence: say at least that something happened
             facts = {"event": plain(event.get("event")), "level": level, "unreadable": type(why).__name__}
-            return (level, msgspec.json.encode(facts).decode()), {}
+            return (level, msgspec.json.encode(facts).decode(), facts, ""), {}
 
-    def _render(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        trace = _traceback(event.pop("exc_info", None))
-        event.pop("stack_info", None)
-        facts = {escaped(_text(key), 200): plain(value) for key, value in event.items()}
+    def _render(self, logger: Any, method: str, facts: dict[str, Any], trace: str) -> str:
         if self._console is None:
             facts["program"] = self._program
             if trace:
@@ -239,8 +243,12 @@ class _Renderer:
             return msgspec.json.encode(facts).decode()
         facts["event"] = str(facts.get("event", ""))
         head = str(self._console(logger, method, facts))
-        # indented, so that a newline in a message cannot start a line that looks like one of ours
-        return "\n".join([head, *(f"  | {line}" for line in trace.split("\n") if trace)])
+        return _below(head, trace)
+
+
+def _below(head: str, trace: str) -> str:
+    """A line and a traceback, indented so that a newline in a message cannot start a line that looks like ours."""
+    return "\n".join([head, *(f"  | {line}" for line in trace.split("\n") if trace)])
 
 
 class _Limit:
@@ -276,7 +284,7 @@ class _Output:
         self._stream, self._priorities = stream, priorities
         self._lock = threading.Lock()
 
-    def write(self, level: str, text: str) -> None:
+    def write(self, level: str, text: str, facts: Mapping[str, Any], trace: str) -> None:
         if self._stream is None:
             return
         if self._priorities:
@@ -289,7 +297,33 @@ class _Output:
         except (OSError, ValueError):
             pass  # closed, broken or full: whoever reads it has gone
 
-    debug = info = warning = error = critical = exception = log = msg = warn = fatal = err = failure = write
+    def debug(self, level: str, text: str, facts: Mapping[str, Any], trace: str) -> None:
+        self.write(level, text, facts, trace)
+
+    info = warning = error = critical = exception = log = msg = warn = fatal = err = failure = debug
+
+
+class _JournalOutput(_Output):
+    """Entries to journald; those that it does not take for their size, or because it is gone, as lines to stderr."""
+
+    def __init__(self, program: str, to: journal.Journal, otherwise: _Output) -> None:
+        self._program, self._journal, self._otherwise = program, to, otherwise
+        self._counting = threading.Lock()
+
+    def write(self, level: str, text: str, facts: Mapping[str, Any], trace: str) -> None:
+        with self._counting:
+            lost, self._journal.lost = self._journal.lost, 0
+        if lost:
+            lines = {"event": "log-lines-lost", "count": lost}
+            self._send("warning", lines, journal.line(lines))
+            if self._journal.lost:  # still full
+                self._journal.lost += lost
+                return
+        if not self._send(level, facts, _below(journal.line(facts), trace)):
+            self._otherwise.write(level, text, facts, trace)
+
+    def _send(self, level: str, facts: Mapping[str, Any], message: str) -> bool:
+        return self._journal.send(journal.entry(self._program, _PRIORITY.get(level, 6), message, facts))
 
 
 class _ToStructlog(logging.Handler):
