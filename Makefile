@@ -6,7 +6,10 @@ PY := $(VENV)/bin/python
 PYTEST := $(VENV)/bin/python -m pytest
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup lab lab-down test unit netns docs check fmt fault docker bench clean
+prefix ?= /usr/local
+VM_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/felixpy-vm
+
+.PHONY: help setup lab lab-down test unit netns docs check fmt fault docker bench install deb vm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +50,16 @@ docker: ## the tests in containers (root, dockerd): builds the image first, whic
 
 bench: setup ## benchmarks, each beside a peer in the same run
 	@$(SUDO) $(PY) -m bench $(ARGS)
+
+install: ## install programs and units: prefix=/usr/local DESTDIR=
+	@prefix=$(prefix) DESTDIR=$(DESTDIR) ./packaging/stage
+
+deb: ## build the Debian package in dist/ (VERSION=… for another version)
+	@./packaging/build-deb dist
+
+vm: ## install the package on two virtual machines and try everything there
+	@VM=1 VENV=$(VENV) ./.ci/setup
+	@$(SUDO) env FELIXPY_VM_CACHE=$(VM_CACHE) $(PYTEST) -m vm -p no:cacheprovider tests/vm $(ARGS)
 
 clean: ## remove caches and the virtual environment
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
