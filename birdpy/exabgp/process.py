@@ -20,6 +20,7 @@ from libcalico.runtime.logs import get_logger
 
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S, _HEALTHY_S = 0.2, 5.0, 10.0
+_END_S = 2.0
 _NOISE = re.compile(r"route (added|removed)|statistics|connection to .* closed|environment file missing|exabgp env >")
 
 
@@ -110,20 +111,21 @@ class ExabgpProcess:
 
     async def _run_once(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
+        process = self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "exabgp", "server", str(self._config),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=self._environment, cwd=self._run_dir, start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
         self.starts += 1
-        self._log.info("exabgp-started", pid=self._process.pid)
+        self._log.info("exabgp-started", pid=process.pid)
         try:
-            await self._follow(self._process)
-            code = await self._process.wait()
+            await self._follow(process)
+            code = await process.wait()
             self.last_exit = f"signal {-code}" if code < 0 else f"status {code}"
         finally:
             self.kill()
             self._process = None
+            await _ended(process)
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Log what it says; always read, so that it never blocks on us."""
@@ -138,3 +140,15 @@ class ExabgpProcess:
             text = line.decode(errors="replace").strip()
             if text and not _NOISE.search(text):
                 self._log.info("exabgp-says", text=text)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of one that was killed, and of what it said, while there is a loop to do it on."""
+    assert process.stdout is not None  # noqa: S101
+    try:
+        async with asyncio.timeout(_END_S):
+            await process.wait()
+            while await process.stdout.read(65536):
+                pass
+    except TimeoutError:
+        pass  # it hangs in the kernel; systemd ends what is left of us
