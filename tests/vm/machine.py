@@ -99,6 +99,8 @@ class Machine:
                     told = json.loads(line.lstrip(b"\0"))
                 except ValueError:
                     continue  # what the machine's firmware says at power-on
+                if not isinstance(told, dict) or "status" not in told:
+                    continue  # an echo, from before the port was made raw
                 with self._changed:
                     if told["id"] == 0:
                         self._boots += 1
