@@ -77,7 +77,7 @@ class Agent:
         self._health = Reporter("dataplane", timeout_s=60.0)
         self._mtu_file = MtuFile(settings.mtu_file)
         self._tunnel_addresses = TunnelAddresses(store, self._clock, self.node)
-        self._collector = IpamCollector(store, self.node, self.metrics.registry)
+        self._collector = IpamCollector(store, self.node, self.metrics.registry, ttl_s=settings.lease_ttl_s)
         self._http = HttpServers(self._config, self._health, self.metrics.registry)
         self._reporter = StatusReporter(
             store, self._keeper, self.graph, self._clock, applied=lambda: self.dataplane.applied_revision,
