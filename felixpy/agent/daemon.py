@@ -188,7 +188,13 @@ class Agent:
         self.graph.flush()
         self.dataplane.prefixes = self._config().interface_prefixes
         wireguard = self.graph.routing.wireguard
-        self.dataplane.own(wireguard.tables, wireguard.names)
+        config = self._config()
+        self.dataplane.own(
+            wireguard.tables,
+            wireguard.names,
+            config.device_route_protocol,
+            remove_external=config.remove_external_routes,
+        )
         self._http.kick()
         self._mtu_file.say(self.graph.routing.pod_mtu_bytes)
         self._drop_reader.kick()

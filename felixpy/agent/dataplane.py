@@ -43,6 +43,11 @@ from libcalico.net import Addr
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
+_PROTOCOLS = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
+_SHARED_PROTOCOLS = {
+    RouteProtocol.REDIRECT, RouteProtocol.KERNEL, RouteProtocol.BOOT, RouteProtocol.STATIC, RouteProtocol.BIRD,
+}  # fmt: skip
+
 
 class Reconciler(Protocol):
     """What the loop asks of each reconciler."""
@@ -93,8 +98,8 @@ class Dataplane:
         self._nft_ops: NftOps = open_nft()
         self._routes_sock = RtnlSocket()
         self._addresses_sock = RtnlSocket()
-        protocols = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
-        self._route_ops = NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, protocols)
+        self._device_protocol, self._remove_external = int(RouteProtocol.BOOT), False
+        self._route_ops = NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, _PROTOCOLS)
         self.routes = RouteReconciler(self._route_ops, self._route_is_ours)
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.tunnels = TunnelReconciler(self._sock, self.links)
@@ -222,9 +227,17 @@ class Dataplane:
             self.public_keys[name] = key
             self._keys_moved.set()
 
-    def own(self, tables: tuple[int, ...], wireguard_names: tuple[str, ...]) -> None:
-        """Routing tables that are ours beside the main one, and names of WireGuard devices."""
+    def own(
+        self, tables: tuple[int, ...], wireguard_names: tuple[str, ...], device_protocol: int, *, remove_external: bool
+    ) -> None:
+        """What is ours: routing tables beside the main one, WireGuard devices, a route protocol; see _route_is_ours."""
+        self._device_protocol, self._remove_external = device_protocol, remove_external
+        static = (int(RouteProtocol.STATIC),) if remove_external else ()
+        protocols = tuple(dict.fromkeys((*_PROTOCOLS, device_protocol, *static)))
         self._route_ops.tables = (MAIN_TABLE, *tables)
+        if self._route_ops.protocols != protocols:
+            self._route_ops.protocols = protocols
+            self.routes.audit_due = True
         self.wireguard.own(wireguard_names)
 
     @property
@@ -400,7 +413,14 @@ class Dataplane:
         return in_main and bool(route.next_hops) and not self._leads_to_workload(route)
 
     def _route_is_ours(self, route: Route) -> bool:
-        """Protocol 80 is ours alone; 3 is everybody's, but not on workload interfaces (Felix: removeExternalRoutes)."""
-        if route.protocol == RouteProtocol.FELIX:
+        """Protocol 80 and deviceRouteProtocol are ours alone, unless others use that too; then on workload interfaces.
+
+        With removeExternalRoutes also static routes there, as Felix (felix/routetable/ownershippol).
+        """
+        own = self._device_protocol
+        if route.protocol == RouteProtocol.FELIX or (route.protocol == own and own not in _SHARED_PROTOCOLS):
             return True
-        return route.protocol == RouteProtocol.BOOT and self._leads_to_workload(route)
+        if not self._leads_to_workload(route):
+            return False
+        external = self._remove_external and route.protocol == RouteProtocol.STATIC
+        return route.protocol in {RouteProtocol.BOOT, own} or external

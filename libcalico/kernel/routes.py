@@ -55,7 +55,7 @@ class NetlinkRoutes:
     ) -> None:
         self._sock, self._links = sock, links
         self.tables = (table,) if isinstance(table, int) else tuple(table)
-        self._protocols = tuple(protocols)
+        self.protocols = tuple(protocols)
 
     async def dump(self) -> list[Route]:
         await self._links.refresh(self._sock)
@@ -63,7 +63,7 @@ class NetlinkRoutes:
             route
             for family in (IPV4, IPV6)
             for table in self.tables
-            for protocol in self._protocols
+            for protocol in self.protocols
             for route in await self._dump(family, table, protocol)
         ]
 

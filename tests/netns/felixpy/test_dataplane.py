@@ -136,3 +136,34 @@ def test_a_base_chain_that_nft_refuses_closes_workloads_and_not_the_host() -> No
         assert dataplane.applied_revision < 3
 
     run_with(work, ns=ns)
+
+
+def test_routes_of_a_former_run_are_known_by_the_configured_protocol_and_others_on_workloads_go() -> None:
+    ns = Namespace("owners")
+    for name in ("cali0", "up0"):
+        ns.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        ns.run("ip", "link", "set", name, "up")
+    former = {
+        "10.65.0.1": ("cali0", "99"), "10.65.0.2": ("up0", "99"), "10.65.0.3": ("cali0", "static"),
+        "10.65.0.4": ("up0", "static"), "10.65.0.5": ("up0", "boot"), "10.65.0.6": ("cali0", "16"),
+    }  # fmt: skip
+    for address, (dev, protocol) in former.items():
+        ns.run("ip", "route", "add", f"{address}/32", "dev", dev, "proto", protocol)
+
+    def standing() -> set[str]:
+        return {line.split()[0] for line in ns.run("ip", "route").splitlines()}
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.own((), (), 99, remove_external=False)
+        dataplane.want(DataplaneDelta(), 1)
+        dataplane.start_sweep()
+        while dataplane.applied_revision != 1:
+            await dataplane.passed()
+        assert standing() == former.keys() - {"10.65.0.1", "10.65.0.2"}
+        dataplane.own((), (), 99, remove_external=True)
+        dataplane.want(DataplaneDelta(), 2)
+        while dataplane.applied_revision != 2:
+            await dataplane.passed()
+        assert standing() == {"10.65.0.4", "10.65.0.5", "10.65.0.6"}
+
+    run_with(work, ns=ns)
