@@ -110,25 +110,38 @@ class ContainerNode:
 
     def __init__(self, engine: Engine, spec: NodeSpec, container: str) -> None:
         self.engine, self.spec, self.container = engine, spec, container
+        self.pid = 0
 
     @property
     def name(self) -> str:
         return self.spec.name
 
-    @property
-    def pid(self) -> int:
-        """Its process 1, as the daemon's process namespace counts."""
-        return int(self.inspect("{{.State.Pid}}"))
-
     def inspect(self, template: str) -> str:
         return self.engine.run(["docker", "inspect", "-f", template, self.container]).stdout.strip()
+
+    def find(self) -> None:
+        """Learn its process 1, as the daemon's process namespace counts.  Raises LabError if it has ended."""
+        self.pid = int(self.inspect("{{.State.Pid}}"))
+        if not self.pid:
+            logs = self.engine.run(["docker", "logs", "--tail", "20", self.container], check=False)
+            raise LabError(f"{self.container} has ended: {logs.stdout}{logs.stderr}")
+
+    def exec(self, args: Sequence[str], *, timeout: float = 60) -> None:
+        """``docker exec``: with the container's rights.  Raises LabError if it fails."""
+        self.engine.run(["docker", "exec", self.container, *args], timeout=timeout)
 
     def run(
         self, args: Sequence[str], *, netns: str = "", check: bool = True, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
-        """``docker exec``; in a pod's namespace if one is named."""
+        """Look into the container, past the daemon, which a hundred pings at once would hold up."""
+        settings = [
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG=C.UTF-8",
+            *(f"{k}={v}" for k, v in self.spec.env.items()),
+        ]
         inside = ["ip", "netns", "exec", netns, *args] if netns else args
-        return self.engine.run(["docker", "exec", self.container, *inside], check=check, timeout=timeout)
+        enter = ["nsenter", f"--target={self.pid}", "--net", "--mount", "--uts", "--ipc", "--pid", "--wd=/"]
+        return self.engine.run([*enter, "env", "-i", *settings, *inside], check=check, timeout=max(timeout, 60))
 
 
 class ContainerLab:
@@ -147,16 +160,22 @@ class ContainerLab:
         if shutil.which("containerlab"):
             base = f"CLAB_LABDIR_BASE={self.engine.folder}"
             self.engine.run(["env", base, "containerlab", "deploy", "-t", str(self.topology.path)], timeout=300)
+            self._find()
             return
         # all at once: our daemons wait for what is not there yet, so that `wait-for` may be left out here
         for node in self.nodes.values():
             self.engine.run(["docker", "run", "--detach", *container_arguments(node)])
+        self._find()
         for link in self.topology.links:
             a, b = self.nodes[link.a.node], self.nodes[link.b.node]
             self.wire(a.pid, link.a.interface, b.pid, link.b.interface)
         for node in self.nodes.values():
             for line in node.spec.exec:
-                node.run(shlex.split(line), timeout=60)
+                node.exec(shlex.split(line))
+
+    def _find(self) -> None:
+        for node in self.nodes.values():
+            node.find()
 
     def down(self) -> None:
         if shutil.which("containerlab"):
@@ -178,7 +197,12 @@ class ContainerLab:
         for node in self.nodes.values():
             tail = ["sh", "-c", "tail -n 15 /var/log/calico/*.log 2>/dev/null"]
             logs = self.engine.run(["docker", "logs", "--tail", "15", node.container], check=False)
-            text += [f"== {node.name}", logs.stdout, logs.stderr, node.run(tail, check=False).stdout]
+            text += [
+                f"== {node.name}",
+                logs.stdout,
+                logs.stderr,
+                node.run(tail, check=False).stdout if node.pid else "",
+            ]
         return "\n".join(text)
 
 
