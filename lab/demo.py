@@ -27,7 +27,7 @@ def show(lab: Lab, expect: ex.Expectation) -> list[str]:
     results = ex.ping_all(lab, expect.places)
     _show_matrix(results, expect)
     wrong += ex.wrong_pings(results, expect)
-    _show_next_steps(lab)
+    _show_next_steps(lab, expect)
     return wrong
 
 
@@ -72,31 +72,49 @@ def _show_matrix(results: dict[tuple[str, str], bool], expect: ex.Expectation) -
         print(f"  {source:12}" + " ".join(cells))
 
 
-def _show_next_steps(lab: Lab) -> None:
-    run = f"{shlex.quote(_program())} exec {lab.topology.path}"
+def _show_next_steps(lab: Lab, expect: ex.Expectation) -> None:
     _title("Try next")
-    steps = [
-        ("what the datastore holds", f"{run} etcd -- etcdctl get --prefix /calico/resources --keys-only"),
-        ("the same, as resources", f"{run} node1 -- felixctl get -a networkpolicies,globalnetworkpolicies -o yaml"),
-        ("is everything in force, is any object unusable", f"{run} node1 -- felixctl doctor"),
-        ("enter a pod and ping", f"{run} --pod pod1 node1 -- ping -c 3 10.65.3.1"),
-        ("enter a node", f"{_program()} enter {lab.topology.path} node1"),
-        ("sessions, routes, and why", f"{run} node1 -- birdpy show route all"),
-        ("the policy as nftables", f"{run} node1 -- nft list table inet calico"),
-        (
-            "forbid everything to the databases",
-            f"{run} etcd -- etcdctl put /calico/resources/v3/projectcalico.org/globalnetworkpolicies/lockdown "
-            """'{"spec":{"order":1,"selector":"app == \\"db\\"","types":["Ingress"],"ingress":[{"action":"Deny"}]}}'""",
-        ),
-        (
-            "… and take it back",
-            f"{run} etcd -- etcdctl del /calico/resources/v3/projectcalico.org/globalnetworkpolicies/lockdown",
-        ),
-        ("the daemons' logs of a node", f"{run} node1 -- tail -n 20 /var/log/calico/felixpy.log"),
-        ("remove the lab", "make lab-down"),
-    ]
-    for what, command in steps:
+    for what, command in _next_steps(lab, expect):
         print(f"  # {what}\n  {command}")
+
+
+def _next_steps(lab: Lab, expect: ex.Expectation) -> list[tuple[str, str]]:
+    """(what for, command); of the nodes that this lab has."""
+    run = f"{shlex.quote(_program())} exec {lab.topology.path}"
+    node = next(iter(expect.sessions), "")
+    store = next((n for n, s in lab.topology.nodes.items() if s.command[:1] == ["etcd"]), "")
+    pods = [p for p in expect.places.values() if p.netns]
+    steps = [("the picture, with its live state", f"{_program()} graph {lab.topology.path}")]
+    if store:
+        steps.append(
+            ("what the datastore holds", f"{run} {store} -- etcdctl get --prefix /calico/resources --keys-only")
+        )
+    if node:
+        policies = "networkpolicies,globalnetworkpolicies"
+        steps += [
+            ("the same, as resources", f"{run} {node} -- felixctl get -a {policies} -o yaml"),
+            ("is everything in force, is any object unusable", f"{run} {node} -- felixctl doctor"),
+            ("enter a node", f"{_program()} enter {lab.topology.path} {node}"),
+            ("sessions, routes, and why", f"{run} {node} -- birdpy show route all"),
+        ]
+    if len(pods) > 1:
+        first, last = pods[0], pods[-1]
+        steps.append(
+            ("enter a pod and ping", f"{run} --pod {first.netns} {first.node} -- ping -c 3 {last.address}"),
+        )
+    if expect.denied and node and store:
+        key = "/calico/resources/v3/projectcalico.org/globalnetworkpolicies/lockdown"
+        value = (
+            """'{"spec":{"order":1,"selector":"app == \\"db\\"","types":["Ingress"],"ingress":[{"action":"Deny"}]}}'"""
+        )
+        steps += [
+            ("the policy as nftables", f"{run} {node} -- nft list table inet calico"),
+            ("forbid everything to the databases", f"{run} {store} -- etcdctl put {key} {value}"),
+            ("… and take it back", f"{run} {store} -- etcdctl del {key}"),
+        ]
+    if node:
+        steps.append(("the daemons' logs of a node", f"{run} {node} -- sh -c 'tail -n 20 /var/log/calico/*.log'"))
+    return [*steps, ("remove the lab", f"{_program()} down {lab.topology.path}")]
 
 
 def _program() -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lab import demo, graph, live
+from lab import demo, graph, live, readme
 from lab import expect as ex
 from lab.namespaces import LabError
 from lab.runner import Lab, require_root
@@ -37,11 +37,14 @@ def _parser() -> argparse.ArgumentParser:
         ("inspect", "show its nodes"),
         ("demo", "build it, wait until it works, show it"),
         ("check", "compare a running lab with its expect.yml"),
+        ("readme", "run all commands of a running lab's README.md, and say which of them show something else"),
     ):
         sub = commands.add_parser(name, help=text)
         sub.add_argument("file", type=Path)
         if name == "inspect":
             sub.add_argument("-o", "--output", choices=["text", "json"], default="text")
+        if name == "readme":
+            sub.add_argument("--write", action="store_true", help="put what they show into the file")
     draw = commands.add_parser("graph", help="draw the topology, with its live state while it runs (root)")
     how = draw.add_mutually_exclusive_group()
     how.add_argument("--svg", metavar="FILE", help="write an SVG picture; - for standard output")
@@ -85,6 +88,8 @@ def _run(args: argparse.Namespace) -> int:
             return _demo(lab)
         case "check":
             return _check(lab.attach())
+        case "readme":
+            return _readme(lab.attach(), args.write)
         case "graph":
             _graph(lab, args.svg)
         case "inspect":
@@ -109,6 +114,20 @@ def _inspect(lab: Lab, output: str) -> None:
     else:
         for row in rows:
             print(f"{row['name']:12} pid {row['pid']:<8} {row['cmd']}")
+
+
+def _readme(lab: Lab, write: bool) -> int:
+    path = lab.topology.path.parent / "README.md"
+    try:
+        text = path.read_text()
+        if write:
+            path.write_text(readme.rewritten(lab, text))
+            return 0
+    except OSError as why:
+        raise LabError(f"{path}: {why.strerror}") from None
+    wrong = [found for example in readme.examples(text) if (found := readme.difference(lab, example))]
+    print("\n\n".join(wrong) or f"{path}: all is as it says")
+    return 1 if wrong else 0
 
 
 def _graph(lab: Lab, svg: str | None) -> None:
