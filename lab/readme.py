@@ -26,6 +26,7 @@ from lab.runner import Lab
 _FENCE = "```"
 _PATIENCE_S = 20.0
 _SETTLING_S = 3.0
+_WRITES = {"add", "del", "put", "set"}
 # What differs from run to run, and says nothing: times, ages, counters of packets, ports, process ids.
 _VOLATILE = [
     (re.compile(p), r)
@@ -138,7 +139,7 @@ def rewritten(lab: Lab, text: str) -> str:
 def _settled(lab: Lab, example: Example) -> str:
     """What the command shows once all has settled; one that writes is run once."""
     shows = run(lab, example)
-    if example.words[0] == "etcdctl":
+    if not _WRITES.isdisjoint(example.words):
         return shows
     deadline = time.monotonic() + _SETTLING_S
     while time.monotonic() < deadline:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import expect as ex
+from lab import graph, live, readme
 from lab.runner import Lab
 
 FOLDER = Path(__file__).parents[2] / "containerlab" / "three-node"
@@ -115,6 +116,26 @@ class Stream:
 def test_every_pod_pings_every_pod_where_policy_allows_and_nowhere_else(lab: Lab, expect: ex.Expectation) -> None:
     assert ex.wrong_pings(ex.ping_all(lab, expect.places), expect) == []
     assert ex.missing_routes(lab, expect) == ""
+
+
+def test_every_command_of_the_readme_shows_what_it_says_there(lab: Lab) -> None:
+    text = (FOLDER / "README.md").read_text()
+    wrong = [found for example in readme.examples(text) if (found := readme.difference(lab, example))]
+    assert not wrong, "\n\n".join(wrong)
+
+
+def test_the_picture_shows_sessions_routes_and_what_policy_has_dropped(lab: Lab) -> None:
+    before = live.picture(lab).states
+    assert {n: (s.sessions_up, s.sessions, s.routes) for n, s in before.items()} == {
+        "node1": (3, 3, 3), "node2": (3, 3, 3), "node3": (3, 3, 3), "tor": (3, 3, 3), "etcd": (0, 0, 0),
+    }  # fmt: skip
+    assert not pings(lab, "node1", "pod2", "10.65.3.2")
+    after = live.picture(lab)
+    assert after.pods["node3"][1].address == "10.65.3.2"
+    drops = {name: state.drops for name, state in after.states.items()}
+    assert (drops["node3"] or 0) > (before["node3"].drops or 0), "node3 has dropped it, and counts it"
+    assert drops["tor"] is None
+    assert f"{drops['node3']} drops" in graph.text(after)
 
 
 def test_the_router_sees_each_block_once_from_its_owner_with_the_right_attributes(lab: Lab) -> None:

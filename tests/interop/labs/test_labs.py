@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lab import expect as ex
+from lab import readme
 from lab.namespaces import LabError
 from lab.runner import Lab
 
@@ -47,11 +48,19 @@ def wait_for_pings(lab: Lab, expect: ex.Expectation) -> None:
     ex.until("pings", lambda: "; ".join(ex.wrong_pings(ex.ping_all(lab, expect.places), expect)), 20)
 
 
+def assert_readme_is_true(lab: Lab) -> None:
+    """Every command of the lab's README shows what it says there."""
+    text = (lab.topology.path.parent / "README.md").read_text()
+    wrong = [found for example in readme.examples(text) if (found := readme.difference(lab, example))]
+    assert not wrong, "\n\n".join(wrong)
+
+
 def test_a_node_that_runs_bird_with_confds_templates_is_as_good_as_one_with_birdpy() -> None:
     with running("bird-node") as (lab, expect):
         wait_for_pings(lab, expect)
         shown = lab.node("router").run(["birdc", "-s", "/run/bird.ctl", "show", "route", "all"]).stdout
         assert shown.count("BGP.community: (64512,7)") == 2, "both nodes tag what they announce"
+        assert_readme_is_true(lab)
         mode = lab.node("node2").run(["stat", "-c", "%a", "/etc/bird/bird.conf"]).stdout.strip()
         assert mode == "600"
         for node, other in (("node1", "172.31.0.12"), ("node2", "172.31.0.11")):
@@ -68,6 +77,7 @@ def test_two_reflectors_pass_on_each_clients_routes_with_originator_and_cluster(
         shown = lab.node("node1").run(["birdpy", "show", "route", "for", "10.65.22.1", "all", "-o", "json"]).stdout
         assert shown.count('"172.31.0.22"') >= 4, "next hop and originator, by both reflectors"
         assert shown.count('"244.0.0.1"') == 2
+        assert_readme_is_true(lab)
         # a reflector lost costs no route
         lab.node("rr1").run(["sh", "-c", "kill -STOP $(cat /run/calico/birdpy.pid); pkill -KILL -f 'exabgp serve[r]'"])
         route = lab.node("node1").run(["ip", "route", "show", "10.65.22.0/26"]).stdout
@@ -78,6 +88,7 @@ def test_racks_with_an_as_each_and_a_router_that_overrides_it() -> None:
     with running("tor-per-rack") as (lab, _):
         shown = lab.node("node1").run(["birdpy", "show", "route", "for", "10.65.2.1", "all"]).stdout
         assert "as path: 65001 65001" in shown, "the rack's own AS number is overridden"
+        assert_readme_is_true(lab)
 
 
 def test_both_families_side_by_side() -> None:
@@ -85,6 +96,7 @@ def test_both_families_side_by_side() -> None:
         wait_for_pings(lab, expect)
         ping = ["ping", "-q", "-c", "1", "-W", "1", "fd00:65:2::1"]
         ex.until("IPv6", lambda: "" if lab.node("node1").run(ping, netns="pod1", check=False).returncode == 0 else "no")
+        assert_readme_is_true(lab)
 
 
 def test_an_office_behind_the_second_uplink_is_answered_through_it_as_long_as_a_network_set_says_so() -> None:
@@ -115,6 +127,7 @@ def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
     with running("interop") as (lab, _):
         conf = "/var/lib/calico/birdpy/exabgp.conf"
         assert lab.node("node1").run(["stat", "-c", "%a", conf]).stdout.strip() == "600"
+        assert_readme_is_true(lab)
         assert "fr-s3cret" not in lab.node("node1").run(["ps", "-e", "-o", "args"]).stdout
         # GoBGP sends two paths of one prefix; the other one counts when the better one goes
         show = ["birdpy", "show", "route", "for", "198.51.105.1", "-o", "json"]
@@ -171,4 +184,5 @@ def test_pods_may_be_nodes_of_their_own_and_nodes_wait_for_the_datastore_to_be_s
         def started(path: str) -> str:
             return lab.node(path.partition(":")[0]).run(["stat", "-c", "%.Y", path.partition(":")[2]]).stdout
 
+        assert_readme_is_true(lab)
         assert float(started("hub:/run/seeded")) < float(started("node1:/run/calico/daemons"))
