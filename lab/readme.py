@@ -39,6 +39,7 @@ _VOLATILE = [
         (r"packets \d+ bytes \d+", "packets <n> bytes <n>"),
         (r"\d+ drops", "<n> drops"),
         (r"revision \d+", "revision <n>"),
+        (r"table version is \d+", "table version is <n>"),
         (r" +", " "),
     )
 ]
