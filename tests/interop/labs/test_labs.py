@@ -102,6 +102,7 @@ def test_both_families_side_by_side() -> None:
 def test_an_office_behind_the_second_uplink_is_answered_through_it_as_long_as_a_network_set_says_so() -> None:
     with running("on-prem-uplink") as (lab, expect):
         wait_for_pings(lab, expect)
+        assert_readme_is_true(lab)
         key = "/calico/resources/v3/projectcalico.org/globalnetworksets/office"
         value = lab.node("hub").run(["etcdctl", "get", "--print-value-only", key]).stdout.strip()
 
@@ -145,7 +146,8 @@ def test_frr_gobgp_and_openbgpd_understand_us_and_we_them() -> None:
 def test_vxlan_across_a_router_bgp_beside_it_and_a_change_of_mode_under_traffic() -> None:
     with running("vxlan-crosssubnet") as (lab, expect):
         wait_for_pings(lab, expect)
-        assert lab.node("node1").run(["cat", "/var/lib/calico/mtu"]).stdout == "1450"
+        assert_readme_is_true(lab)
+        wait_for_pings(lab, expect)
         traffic = (
             "ping -q -i 0.01 -w 60 10.65.2.1 & until [ -e /run/enough ]; do sleep 0.1; done; kill -INT $!; wait $!"
         )
