@@ -59,7 +59,7 @@ deb: ## build the Debian package in dist/ (VERSION=… for another version)
 
 vm: ## install the package on two virtual machines and try everything there
 	@VM=1 VENV=$(VENV) ./.ci/setup
-	@$(SUDO) env FELIXPY_VM_CACHE=$(VM_CACHE) $(PYTEST) -m vm -p no:cacheprovider tests/vm $(ARGS)
+	@$(SUDO) env FELIXPY_VM_CACHE=$(VM_CACHE) $(PYTEST) -x -m vm -p no:cacheprovider tests/vm $(ARGS)
 
 clean: ## remove caches and the virtual environment
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
