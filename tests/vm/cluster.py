@@ -14,6 +14,7 @@ from tests.vm.machine import Machine
 R = "/calico/resources/v3/projectcalico.org/"
 NUMBERS = (1, 2)
 POOL = R + "ippools/pods"
+FELIX = R + "felixconfigurations/default"
 
 
 def pod_address(number: int) -> str:
@@ -32,6 +33,10 @@ def pool(ipip: str = "Never", vxlan: str = "Never") -> dict[str, Any]:
             "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"],
         },
     }  # fmt: skip
+
+
+def felix(**spec: Any) -> dict[str, Any]:
+    return _resource("FelixConfiguration", "default", **spec)
 
 
 def policy_that_closes(number: int) -> dict[str, Any]:

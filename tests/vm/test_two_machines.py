@@ -94,7 +94,6 @@ WAYS = {
     "unencapsulated": ({}, "icmp", "via 192.0.2.{other} dev eth0 proto bird"),
     "ip-in-ip": ({"ipip": "Always"}, "ip proto 4", "via 192.0.2.{other} dev tunl0 proto 80"),
     "vxlan": ({"vxlan": "Always"}, "udp port 4789", "dev vxlan.calico proto 80"),
-    # WireGuard comes here: ({}, "udp port 51820", "dev wireguard.cali"), once the agent speaks it
 }
 
 
@@ -120,6 +119,29 @@ def test_large_packets_fit_the_way(machines: Pair) -> None:
     """The last way above was VXLAN: pods have 1500 bytes, the tunnel 1450, and the node says so."""
     assert machines.one.run("cat /sys/class/net/vxlan.calico/mtu").strip() == "1450"
     machines.one.run(f"ip netns exec pod ping -q -c 2 -W 3 -M want -s 3000 {other(machines.one)}")
+
+
+def test_wireguard_encrypts_between_the_machines_as_long_as_it_is_asked_for(machines: Pair) -> None:
+    cluster.put(machines.one, {cluster.POOL: cluster.pool(), cluster.FELIX: cluster.felix(wireguardEnabled=True)})
+    for machine in machines.both:
+        there = 3 - machine.number
+        machine.until(f"ip route show table 1 10.65.{there}.0/26 | grep 'dev wireguard.cali'", SLOW_S)
+    until_pods_talk(machines)
+    machines.one.run(
+        f"ip netns exec pod ping -q -i 0.3 -w 40 {other(machines.one)} >/dev/null & p=$!\n"
+        "timeout 30 tcpdump -ni eth0 -c 3 'udp port 51820 and host 192.0.2.1 and host 192.0.2.2'; s=$?; kill $p; exit $s",
+        90,
+    )
+    shown = machines.one.run("wg show wireguard.cali")
+    assert "latest handshake" in shown
+    node = json.loads(machines.one.run(f"etcdctl get --print-value-only {cluster.R}nodes/node1"))
+    assert node["status"]["wireguardPublicKey"] in machines.one.run("wg show wireguard.cali public-key")
+    assert "wireguard" in node["spec"], "the device's address came from IPAM"
+    cluster.put(machines.one, {cluster.FELIX: cluster.felix(wireguardEnabled=False)})
+    for machine in machines.both:
+        machine.until("! ip link show wireguard.cali", SLOW_S)
+        assert machine.run("ip route show table 1; ip rule show priority 99").strip() == ""
+    until_pods_talk(machines)
 
 
 def test_policy_closes_a_pod_and_opens_it_again(machines: Pair) -> None:
