@@ -129,7 +129,8 @@ def test_wireguard_encrypts_between_the_machines_as_long_as_it_is_asked_for(mach
     until_pods_talk(machines)
     machines.one.run(
         f"ip netns exec pod ping -q -i 0.3 -w 40 {other(machines.one)} >/dev/null & p=$!\n"
-        "timeout 30 tcpdump -ni eth0 -c 3 'udp port 51820 and host 192.0.2.1 and host 192.0.2.2'; s=$?; kill $p; exit $s",
+        "timeout 30 tcpdump -ni eth0 -c 3 'udp port 51820 and host 192.0.2.1 and host 192.0.2.2'\n"
+        "s=$?; kill $p; exit $s",
         90,
     )
     shown = machines.one.run("wg show wireguard.cali")

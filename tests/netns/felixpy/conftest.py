@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.netns.felixpy.lab import Net, Node
+from tests.netns.felixpy.one_node import Net, Node
 
 
 @pytest.fixture(scope="package")

@@ -21,7 +21,7 @@ from libcalico.kernel.errors import KernelError, Rejected
 from libcalico.kernel.nflog import LoggedPacket, NflogReader
 from libcalico.kernel.nft import LibNft
 from libcalico.runtime.control import ControlServer
-from tests.netns.felixpy.lab import CLIENT, CLIENT6, POD, POD6, SERVER, Net, Node
+from tests.netns.felixpy.one_node import CLIENT, CLIENT6, POD, POD6, SERVER, Net, Node
 
 DENY_SSH = {"action": "Deny", "protocol": "TCP", "destination": {"ports": [22]}}
 RATE = "100/second"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.felixpy.lab import SERVER, Net, Node
+from tests.netns.felixpy.one_node import SERVER, Net, Node
 
 CHANGES = 1000
 _RECEIVE = """

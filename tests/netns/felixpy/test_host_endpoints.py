@@ -6,7 +6,7 @@ from typing import Any
 
 from felixpy.calc.interfaces import Interface
 from libcalico.net import Addr
-from tests.netns.felixpy.lab import CLIENT, HOST, HOST_INSIDE, POD, PORTS, SERVER, Net, Node, R
+from tests.netns.felixpy.one_node import CLIENT, HOST, HOST_INSIDE, POD, PORTS, SERVER, Net, Node, R
 
 
 def allow(port: int, protocol: str = "TCP") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from felixpy.calc.interfaces import Interface
 from libcalico.net import Addr
-from tests.netns.felixpy.lab import CLIENT6, HOST6, POD6, PORTS, SERVER6, Net, Node
+from tests.netns.felixpy.one_node import CLIENT6, HOST6, POD6, PORTS, SERVER6, Net, Node
 from tests.netns.felixpy.test_host_endpoints import allow, deny
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.netns.felixpy.lab import CLIENT, POD, PORTS, SERVER, Net, Node
+from tests.netns.felixpy.one_node import CLIENT, POD, PORTS, SERVER, Net, Node
 from tests.oracle.policy import Packet, World
 from tests.property.felixpy import test_oracle as generated
 

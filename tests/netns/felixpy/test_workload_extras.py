@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tests.netns.felixpy.lab import CLIENT, HOST, POD, PORTS, SERVER, Net, Node
+from tests.netns.felixpy.one_node import CLIENT, HOST, POD, PORTS, SERVER, Net, Node
 
 POOL = "10.65.0.0/16"
 
