@@ -66,8 +66,9 @@ class Engine:
     def _await_answer(self) -> None:
         deadline = time.monotonic() + _START_S
         while self.run(["docker", "version"], check=False).returncode:
-            if time.monotonic() > deadline:
-                raise LabError(f"dockerd does not answer: {(self.folder / 'dockerd.log').read_text()[-2000:]}")
+            log = (self.folder / "dockerd.log").read_text() if (self.folder / "dockerd.log").exists() else ""
+            if time.monotonic() > deadline or "failed to start daemon" in log:
+                raise LabError(f"it does not answer: {log[-500:]}")
             time.sleep(0.1)
 
     def __exit__(self, *_: object) -> None:
