@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter as Count
 from collections.abc import Iterable
+from functools import partial
 
 import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily
@@ -94,12 +95,16 @@ class IpamCollector:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        """Lead: look now, in each half of the grace period, and when a node has been deleted."""
+        """Lead: look now, in each half of the grace period, and when a node was deleted or the period has changed."""
         self._log.info("leading", key=LEADER_KEY)
         self._collector, self._period_s = Collector(), _UNGRACED_PERIOD_S
-        watch = asyncio.create_task(
-            retry_forever(self._watch_nodes, "ipam-collector-nodes", expected=(DatastoreError,), clock=self._clock)
-        )
+        watches = [
+            asyncio.create_task(
+                retry_forever(partial(self._watch, kind, only_deletions), f"ipam-collector-{kind}",
+                              expected=(DatastoreError,), clock=self._clock)
+            )
+            for kind, only_deletions in (("Node", True), ("KubeControllersConfiguration", False))
+        ]  # fmt: skip
         try:
             while True:
                 self._kick.clear()
@@ -112,8 +117,9 @@ class IpamCollector:
                 await self._wait(pause_s)
         finally:
             self.metrics.clear()
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
             self._log.info("no-longer-leading", key=LEADER_KEY)
 
     async def _wait(self, seconds: float) -> None:
@@ -124,12 +130,12 @@ class IpamCollector:
             return
         await asyncio.sleep(_SETTLE_S)
 
-    async def _watch_nodes(self) -> None:
-        """Look when a node is deleted, and when the watch begins: what was deleted before it did is not told."""
+    async def _watch(self, kind: str, only_deletions: bool) -> None:
+        """Look when an object changes, and when the watch begins: what happened before it did is not told."""
         opened = False
-        async with self._store.watch(ResourceKey("Node", "").path, 0) as batches:
+        async with self._store.watch(ResourceKey(kind, "").path, 0) as batches:
             async for batch in batches:
-                if not opened or any(event.value is None for event in batch.events):
+                if not opened or any(event.value is None or not only_deletions for event in batch.events):
                     self._kick.set()
                 opened = True
 

@@ -83,3 +83,23 @@ async def test_leaks_and_dead_nodes_are_collected_by_one_leader_after_another(et
     await asyncio.gather(*tasks, return_exceptions=True)
     assert await store.get(LEADER_KEY) is None
     await store.close()
+
+
+async def test_a_shorter_grace_period_is_noticed_at_once(etcd: EtcdServer) -> None:
+    store = EtcdDatastore(EtcdSettings(endpoints=(etcd.url,)))
+    without = {"controllers": {}}  # 15 minutes: the next look would come after half of that
+    await cluster().resource("KubeControllersConfiguration", "default", without).store(store)
+    registry = CollectorRegistry()
+    task = asyncio.create_task(IpamCollector(store, "n0", registry).run())
+    candidates = "ipam_allocations_gc_candidates", {"ippool": "p", "node": "n2"}
+    async with asyncio.timeout(30):
+        while registry.get_sample_value(*candidates) != 1:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(3)  # nothing may happen in this time; the looks that the watches' beginning calls for end
+        assert check(await read_snapshot(store)).problems > 0
+        await World().resource("KubeControllersConfiguration", "default", GRACE).store(store)
+        while check(await read_snapshot(store)).problems:
+            await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await store.close()
