@@ -67,6 +67,7 @@ def test_it_installs_and_starts_while_there_is_no_etcd(machines: Pair) -> None:
         machine.until("journalctl -u felixpy -o cat | grep datastore-lost", SLOW_S)
         assert show(machine, "felixpy", "ActiveState") in {"activating", "active"}
         assert "0 loaded units" in machine.run("systemctl --failed")
+        assert '"1.1.0"' in machine.run("echo '{}' | CNI_COMMAND=VERSION /usr/lib/cni/calico")
         assert machine.run("stat -c '%U %G %a' /etc/felixpy/felixpy.env").split() == ["root", "felixpy", "640"]
 
 
