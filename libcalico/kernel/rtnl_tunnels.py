@@ -6,6 +6,7 @@ Source: linux/if_link.h (IFLA_VXLAN_*), linux/if_addr.h, linux/neighbour.h.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 import msgspec
 
@@ -24,8 +25,9 @@ from libcalico.kernel.netlink import (
     attribute,
     attributes,
 )
+from libcalico.kernel.rtnl_objects import Link, LinkAddress, link_mtu_request, link_up_request
 from libcalico.kernel.rtnl_routes import AF
-from libcalico.net import IPV4, IPV6, Addr, Mac
+from libcalico.net import IPV4, IPV6, Addr, Mac, Prefix
 
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
@@ -42,6 +44,7 @@ _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
 _NTF_SELF = 0x02
 _AF_BRIDGE = 7
+_LINK_LOCAL = Prefix.parse("fe80::/10")
 
 FDB_DUMP = _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)
 
@@ -163,3 +166,27 @@ def parse_fdb(body: bytes) -> FdbRow | None:
         Addr.from_bytes(remote) if remote else None,
         bool(state & _NUD_PERMANENT),
     )
+
+
+def is_kernels_own(addr: Addr) -> bool:
+    """A link-local address, which the kernel gives an interface itself."""
+    return addr.family is IPV6 and _LINK_LOCAL.contains(addr)
+
+
+def settle_requests(link: Link, mtu_bytes: int, wanted: Addr | None, standing: Iterable[LinkAddress]) -> list[Request]:
+    """What brings a device to its MTU, to one address (None: to none) as a host prefix, and up; nothing if all is so.
+
+    Link-local addresses are the kernel's own and stay.  The new address comes first: with its last one an interface
+    loses all its routes and neighbours.
+    """
+    held = [a for a in standing if not is_kernels_own(a.addr)]
+    place = (wanted, wanted.family.bits) if wanted is not None else None
+    requests: list[Request] = []
+    if link.mtu_bytes != mtu_bytes:
+        requests.append(link_mtu_request(link.index, mtu_bytes))
+    if wanted is not None and place not in [(a.addr, a.length) for a in held]:
+        requests.append(address_request(link.index, wanted, wanted.family.bits, add=True))
+    requests += [address_request(link.index, a.addr, a.length, add=False) for a in held if (a.addr, a.length) != place]
+    if not link.is_up:
+        requests.append(link_up_request(link.index, up=True))
+    return requests

@@ -17,11 +17,9 @@ from libcalico.kernel.errors import KernelError, NotReady, Rejected
 from libcalico.kernel.links import LinkTable, dump_addresses
 from libcalico.kernel.rtnl import Link, LinkAddress, Request, RtnlSocket
 from libcalico.kernel.rtnl_tunnels import VxlanInfo
-from libcalico.net import IPV6, Addr, Prefix
 from libcalico.reconcile import Outcome, RetryQueue
 
 LINGER_S = 30.0
-_LINK_LOCAL = Prefix.parse("fe80::/10")
 
 
 class _Found(msgspec.Struct):
@@ -170,19 +168,8 @@ class TunnelReconciler:
         link = self._links.get(tunnel.name)
         if link is None:
             raise NotReady(f"{tunnel.name} is gone again", errno.ENODEV)
-        requests: list[Request] = []
-        if link.mtu_bytes != tunnel.mtu_bytes:
-            requests.append(rtnl.link_mtu_request(link.index, tunnel.mtu_bytes))
         standing = found.addresses if found is not None else []
-        wanted, length = tunnel.address, tunnel.address.family.bits
-        # the new one first: with its last address an interface loses all its routes and neighbours
-        if not any((a.addr, a.length) == (wanted, length) for a in standing):
-            requests.append(rtnl_tunnels.address_request(link.index, wanted, length, add=True))
-        for address in standing:
-            if (address.addr, address.length) != (wanted, length) and not _kernels_own(address.addr):
-                requests.append(rtnl_tunnels.address_request(link.index, address.addr, address.length, add=False))
-        if not link.is_up:
-            requests.append(rtnl.link_up_request(link.index, up=True))
+        requests = rtnl_tunnels.settle_requests(link, tunnel.mtu_bytes, tunnel.address, standing)
         await self._run(*requests)
         return bool(requests)
 
@@ -195,7 +182,7 @@ class TunnelReconciler:
         del self._leaving[name]
         try:
             if name == IPIP:  # the kernel's own device; without an address it does nothing
-                gone = [a for a in found.addresses if not _kernels_own(a.addr)]
+                gone = [a for a in found.addresses if not rtnl_tunnels.is_kernels_own(a.addr)]
                 await self._run(*(rtnl_tunnels.address_request(a.index, a.addr, a.length, add=False) for a in gone))
             else:
                 await self._run(rtnl_tunnels.delete_request(found.link.index))
@@ -233,7 +220,7 @@ class TunnelReconciler:
 def _is_ours(found: _Found) -> bool:
     """A VXLAN device of Calico's name; the IP-in-IP device if it carries an address."""
     if found.link.name == IPIP:
-        return any(not _kernels_own(a.addr) for a in found.addresses)
+        return any(not rtnl_tunnels.is_kernels_own(a.addr) for a in found.addresses)
     return found.vxlan is not None
 
 
@@ -241,7 +228,3 @@ def _fits(device: VxlanDevice, found: _Found, parent: int) -> bool:
     """Whether a device can be kept: what cannot be changed while it lives must be right."""
     made = VxlanInfo(device.vni, device.port, parent, device.local, learning=False)
     return found.vxlan == made and found.link.mac == device.mac
-
-
-def _kernels_own(addr: Addr) -> bool:
-    return addr.family is IPV6 and _LINK_LOCAL.contains(addr)

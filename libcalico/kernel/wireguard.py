@@ -11,16 +11,14 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from libcalico.dataplane.wireguard import KEY_BYTES, PeerKey, WireguardDevice, WireguardPeer
-from libcalico.kernel import rtnl, rtnl_tunnels
+from libcalico.kernel import rtnl_tunnels
 from libcalico.kernel import wireguard_wire as wire
 from libcalico.kernel.errors import KernelError, NotReady, Rejected
 from libcalico.kernel.links import LinkTable, dump_addresses
 from libcalico.kernel.rtnl import Request, RtnlSocket
 from libcalico.kernel.wireguard_wire import DeviceSeen
-from libcalico.net import IPV6, Prefix
 from libcalico.reconcile import Outcome, RetryQueue
 
-_LINK_LOCAL = Prefix.parse("fe80::/10")
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOENT}
 
 
@@ -151,18 +149,8 @@ class WireguardReconciler:
         link = self._links.get(device.name)
         if link is None:
             raise NotReady(f"{device.name} is gone again", errno.ENODEV)
-        requests: list[Request] = []
-        if link.mtu_bytes != device.mtu_bytes:
-            requests.append(rtnl.link_mtu_request(link.index, device.mtu_bytes))
-        wanted = (device.address, device.address.family.bits) if device.address else None
         standing = [a for a in await dump_addresses(self._sock) if a.index == link.index]
-        if device.address is not None and wanted not in [(a.addr, a.length) for a in standing]:
-            requests.append(rtnl_tunnels.address_request(link.index, device.address, wanted[1], add=True))  # type: ignore[index]
-        for a in standing:
-            if (a.addr, a.length) != wanted and not (a.addr.family is IPV6 and _LINK_LOCAL.contains(a.addr)):
-                requests.append(rtnl_tunnels.address_request(link.index, a.addr, a.length, add=False))
-        if not link.is_up:
-            requests.append(rtnl.link_up_request(link.index, up=True))
+        requests = rtnl_tunnels.settle_requests(link, device.mtu_bytes, device.address, standing)
         await self._run(*requests)
         return bool(requests)
 
