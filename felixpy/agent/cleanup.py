@@ -25,7 +25,8 @@ NFT_TABLE = ("inet", "calico")
 OUR_PROTOCOL = 80  # routes of the agent, in any table
 BGP_PROTOCOL = 12  # routes of birdpy, in the main table; BIRD's number
 WORKLOAD_PROTOCOL = 3  # routes to workloads; everybody's number, so on their interfaces only
-DEVICES = ("vxlan.calico", "vxlan-v6.calico")  # WireGuard's, and the rules that lead to it, come here
+DEVICES = {"vxlan": ("vxlan.calico", "vxlan-v6.calico"), "wireguard": ("wireguard.cali", "wg-v6.cali")}
+WIREGUARD_MARK = "0x100000"  # of the rules that lead to WireGuard's tables
 IPIP = "tunl0"  # the kernel's own, cannot be removed
 SHAPER_PREFIX = "bwcali"
 WORKLOAD_PREFIX = "cali"
@@ -48,6 +49,7 @@ class Cleanup:
         workloads = [link["ifname"] for link in links if link["ifname"].startswith(self._prefixes)]
         self._routes(workloads)
         self._limits(workloads)
+        self._rules()
         self._devices(links)
         self._table()
         for folder in [root / daemon for root in (RUN, STATE) for daemon in DAEMONS]:
@@ -84,12 +86,22 @@ class Cleanup:
     def _devices(self, links: Sequence[dict[str, Any]]) -> None:
         for link in links:
             name, kind = link["ifname"], link.get("linkinfo", {}).get("info_kind")
-            if (name in DEVICES and kind == "vxlan") or (name.startswith(SHAPER_PREFIX) and kind == "ifb"):
+            if name in DEVICES.get(kind or "", ()) or (name.startswith(SHAPER_PREFIX) and kind == "ifb"):
                 self._command(f"device {name}", "ip", "link", "del", name)
         for link in self._ask("ip", "-j", "address", "show"):
             if link.get("ifname") == IPIP and any(a.get("scope") == "global" for a in link["addr_info"]):
                 self._command(f"address of {IPIP}", "ip", "address", "flush", "dev", IPIP, "scope", "global")
                 self._command(f"{IPIP}, set down", "ip", "link", "set", IPIP, "down")
+
+    def _rules(self) -> None:
+        for family in ("-4", "-6"):
+            for rule in self._ask("ip", family, "-j", "rule", "show") or ():
+                if "not" in rule and rule.get("fwmark") == WIREGUARD_MARK:
+                    place = ("priority", str(rule["priority"]), "table", str(rule["table"]))
+                    what = f"rule {rule['priority']} to table {rule['table']}"
+                    self._command(
+                        what, "ip", family, "rule", "del", "not", "fwmark", f"{WIREGUARD_MARK}/{WIREGUARD_MARK}", *place
+                    )
 
     def _table(self) -> None:
         listed = self._ask("nft", "-j", "list", "tables")

@@ -14,6 +14,8 @@ from confd.agent.settings import ConfdSettings
 from felixpy.agent import cleanup
 from felixpy.agent.settings import AgentSettings
 from felixpy.calc.config import FelixConfig
+from felixpy.calc.config_routing import WireguardConfig
+from felixpy.calc.wireguard import MARK
 from felixpy.render.names import TABLE, TABLE_FAMILY
 from libcalico.dataplane.bandwidth import shaper_name
 from libcalico.dataplane.routes import RouteProtocol
@@ -47,6 +49,8 @@ route add 10.66.3.0/26 via 192.0.2.3 proto 12 table 77
 route add fd65:3::/122 via fd02::3 proto 12
 route add blackhole fd65:1::/122 proto 80
 route add fd65:1::1/128 dev cali1 proto 3
+rule add not fwmark 0x100000/0x100000 priority 99 table 1
+rule add not fwmark 0x5 priority 50 table 77
 route add 203.0.113.0/24 via 192.0.2.9 proto static
 """
 
@@ -74,6 +78,7 @@ def _state(ns: Namespace) -> list[str]:
     for family in ("-4", "-6"):
         routes = json.loads(ns.run("ip", "-N", "-j", family, "route", "show", "table", "all") or "[]")
         # not the kernel's own (2), which come and go with its duplicate address detection; it does not name 3
+        found += [f"rule {r['priority']}" for r in json.loads(ns.run("ip", "-j", family, "rule", "show"))]
         found += [f"{r['dst']} {r.get('protocol', '3')}" for r in routes if r.get("protocol") != "2"]
     found += [link["ifname"] for link in json.loads(ns.run("ip", "-j", "link"))]
     return found + ns.run("find", "/run/calico", "/var/lib/calico").splitlines()
@@ -84,7 +89,7 @@ def test_all_that_is_ours_goes_and_nothing_else(node: Namespace) -> None:
     said = _clean(node)
     gone = [line for line in before if line not in _state(node)]
     assert sorted(gone) == sorted([
-        "table inet calico", "vxlan.calico", "/run/calico/felixpy", "/var/lib/calico/birdpy",
+        "table inet calico", "vxlan.calico", "rule 99", "/run/calico/felixpy", "/var/lib/calico/birdpy",
         "/var/lib/calico/birdpy/speaker.json", "/var/lib/calico/nodename",
         "10.65.1.1 3", "10.65.1.0/26 80", "10.65.2.0/26 80", "10.65.9.0/26 80", "10.65.3.0/26 12",
         "fd65:3::/122 12", "fd65:1::/122 80", "fd65:1::1 3",
@@ -138,7 +143,11 @@ def test_its_names_are_those_of_the_programs() -> None:
     assert cleanup.NFT_TABLE == (TABLE_FAMILY, TABLE)
     numbers = (cleanup.OUR_PROTOCOL, cleanup.BGP_PROTOCOL, cleanup.WORKLOAD_PROTOCOL)
     assert numbers == (RouteProtocol.FELIX, RouteProtocol.BIRD, RouteProtocol.BOOT)
-    assert cleanup.DEVICES == VXLAN_NAMES
+    wireguard = WireguardConfig()
+    assert {
+        "vxlan": VXLAN_NAMES, "wireguard": (wireguard.interface_name, wireguard.interface_name_v6),
+    } == cleanup.DEVICES  # fmt: skip
+    assert hex(MARK) == cleanup.WIREGUARD_MARK
     assert cleanup.IPIP == IPIP
     assert shaper_name("cali1").startswith(cleanup.SHAPER_PREFIX)
     assert FelixConfig().interface_prefixes == (cleanup.WORKLOAD_PREFIX,)
