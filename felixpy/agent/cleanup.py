@@ -97,6 +97,7 @@ class Cleanup:
         for family in ("-4", "-6"):
             for rule in self._ask("ip", family, "-j", "rule", "show") or ():
                 if "not" in rule and rule.get("fwmark") == WIREGUARD_MARK:
+                    mark = ("not", "fwmark", f"{WIREGUARD_MARK}/{WIREGUARD_MARK}")
                     place = ("priority", str(rule["priority"]), "table", str(rule["table"]))
                     what = f"rule {rule['priority']} to table {rule['table']}"
                     self._command(
