@@ -100,9 +100,7 @@ class Cleanup:
                     mark = ("not", "fwmark", f"{WIREGUARD_MARK}/{WIREGUARD_MARK}")
                     place = ("priority", str(rule["priority"]), "table", str(rule["table"]))
                     what = f"rule {rule['priority']} to table {rule['table']}"
-                    self._command(
-                        what, "ip", family, "rule", "del", "not", "fwmark", f"{WIREGUARD_MARK}/{WIREGUARD_MARK}", *place
-                    )
+                    self._command(what, "ip", family, "rule", "del", *mark, *place)
 
     def _table(self) -> None:
         listed = self._ask("nft", "-j", "list", "tables")
