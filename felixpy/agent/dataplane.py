@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from felixpy.agent.handover import Handover
+from felixpy.agent.young_interfaces import LONG_AGO, YoungInterfaces
 from felixpy.calc.interfaces import Interface
 from felixpy.calc.wireguard import MARK
 from felixpy.render.delta import DataplaneDelta
@@ -86,6 +87,7 @@ class Dataplane:
         observer: Observer | None = None,
         handover: Handover | None = None,
         proc_sys: Path = PROC_SYS,
+        young: YoungInterfaces | None = None,
     ) -> None:
         self.prefixes = interface_prefixes
         self.applied_revision = 0
@@ -100,7 +102,8 @@ class Dataplane:
         self._addresses_sock = RtnlSocket()
         self._device_protocol, self._remove_external = int(RouteProtocol.BOOT), False
         self._route_ops = NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, _PROTOCOLS)
-        self.routes = RouteReconciler(self._route_ops, self._route_is_ours)
+        self._young = young or YoungInterfaces()
+        self.routes = RouteReconciler(self._route_ops, self._route_is_ours, grace=self._grace)
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.tunnels = TunnelReconciler(self._sock, self.links)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._has_neighbours_of_ours)
@@ -143,7 +146,10 @@ class Dataplane:
     def _want_parts(self, delta: DataplaneDelta) -> None:
         delta.tell_nft(self.nft)
         for key, route in delta.routes.items():
-            self._cut_flows(self.routes.fib.wanted(key), route)
+            former = self.routes.fib.wanted(key)
+            self._cut_flows(former, route)
+            for hop in (*(former.next_hops if former else ()), *(route.next_hops if route else ())):
+                self._young.claim(hop.dev)
             self.routes.want(key, route)
         for neighbour, present in delta.neighbours.items():
             self.neighbours.want(neighbour, present)
@@ -250,6 +256,8 @@ class Dataplane:
     async def first_look(self) -> None:
         """Read the kernel before anything is wanted, so that it is known whether a former run left its policy."""
         await self.links.refresh(self._sock)
+        for link in self.links.all():
+            self._young.on_link(link.index, link.name, False, LONG_AGO)
         await self.nft.reconcile(self._clock.monotonic())
         await self.routes.reconcile(self._clock.monotonic())
 
@@ -344,6 +352,7 @@ class Dataplane:
     def _on_kernel_event(self, event: KernelEvent) -> None:
         match event:
             case LinkEvent():
+                self._young.on_link(event.link.index, event.link.name, event.gone, self._clock.monotonic())
                 if self.links.on_link(event.link, event.gone):
                     self._links_changed()
             case AddressEvent() | Overflow():
@@ -352,9 +361,10 @@ class Dataplane:
                 if event.port_id not in {self._sock.port_id, self._routes_sock.port_id} and self.routes.on_route_event(
                     event.route, event.gone
                 ):
-                    what = "deleted" if event.gone else "changed"
-                    route = str(event.route.key.prefix)
-                    self._log.warning("route-drift", route=route, what=what, by=who(event.port_id))
+                    if event.gone or self._grace(event.route) is None:
+                        what = "deleted" if event.gone else "changed"
+                        route = str(event.route.key.prefix)
+                        self._log.warning("route-drift", route=route, what=what, by=who(event.port_id))
                     self._wake.set()
 
     def _links_changed(self) -> None:
@@ -411,6 +421,19 @@ class Dataplane:
         """To another node."""
         in_main = route.key.table == MAIN_TABLE
         return in_main and bool(route.next_hops) and not self._leads_to_workload(route)
+
+    def _grace(self, route: Route) -> float | None:
+        """Until when a route to one address may stay that nobody wants: its endpoint may be on its way."""
+        if not route.key.prefix.is_host or not self._leads_to_workload(route):
+            return None
+        devices = {hop.dev for hop in route.next_hops}
+        now = self._clock.monotonic()
+        ends = [until for name in devices if (until := self._young.until(name, now)) is not None]
+        if len(ends) < len(devices):
+            return None
+        wanted = self.routes.fib.all_wanted.values()  # an endpoint may have come before its interface
+        claimed = any(hop.dev in devices for other in wanted for hop in other.next_hops)
+        return None if claimed else min(ends)
 
     def _route_is_ours(self, route: Route) -> bool:
         """Protocol 80 and deviceRouteProtocol are ours alone, unless others use that too; then on workload interfaces.

@@ -139,6 +139,7 @@ class RouteReconciler:
         ops: RouteOps,
         is_ours: Callable[[Route], bool],
         take_over: Callable[[Route], bool] = lambda _: False,
+        grace: Callable[[Route], float | None] = lambda _: None,
     ) -> None:
         """Work on ``ops``.
 
@@ -146,10 +147,12 @@ class RouteReconciler:
             ops: The kernel.
             is_ours: Whether a route was made by us (now or in a former run): protocol, table, perhaps interface.
             take_over: Whether a foreign route that stands where we want one may be replaced.
+            grace: Until when (seconds, monotonic) a route of ours that is not wanted may stay; None: it goes at once.
         """
         self.fib: DeltaTracker[RouteKey, Route] = DeltaTracker()
         self.audit_due = True  # a new process reads the kernel before it writes
-        self._ops, self._is_ours, self._take_over = ops, is_ours, take_over
+        self._ops, self._is_ours, self._take_over, self._grace = ops, is_ours, take_over, grace
+        self._grace_over: float | None = None  # the first end of a grace that a pass has met
         self._sweep = False
         self._released: dict[RouteKey, None] = {}  # wanted in this run, and no more: goes before the sweep, too
         self._audited = False
@@ -217,7 +220,9 @@ class RouteReconciler:
 
     def next_due(self) -> float | None:
         """When to be run again (seconds, monotonic), or None."""
-        return 0.0 if self._overtaken else self._retry.next_due()
+        if self._overtaken:
+            return 0.0
+        return min((due for due in (self._retry.next_due(), self._grace_over) if due is not None), default=None)
 
     @property
     def is_failing(self) -> bool:
@@ -238,6 +243,7 @@ class RouteReconciler:
         outcome: Outcome[RouteKey] = Outcome()
         self.audit_due = self.audit_due or self._overtaken
         self._overtaken = False
+        self._grace_over = None
         self._passing = True
         try:
             if self.audit_due:
@@ -265,7 +271,13 @@ class RouteReconciler:
         return wanted != self.fib.seen(key) and (wanted is not None or self._may_remove(key))
 
     def _may_remove(self, key: RouteKey) -> bool:
-        return self._sweep or key in self._released
+        if not self._sweep:
+            return key in self._released
+        seen = self.fib.seen(key)
+        until = None if seen is None else self._grace(seen)
+        if until is not None:
+            self._grace_over = until if self._grace_over is None else min(until, self._grace_over)
+        return until is None
 
     def _todo(self) -> list[tuple[RouteKey, Change]]:
         """What to write: device routes, then those with a gateway, then deletions the other way round."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from felixpy.agent.dataplane import MOST_PAUSE_S, Dataplane
+from felixpy.agent.young_interfaces import YoungInterfaces
 from felixpy.render.renderer import DataplaneDelta
 from libcalico.clock import SystemClock
 from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, Scope
@@ -25,7 +27,9 @@ def run_with(
     """Run ``work`` beside the loop of a dataplane in a namespace of its own, or in one that is there."""
 
     async def main() -> None:
-        dataplane = Dataplane(SystemClock(), ("cali",), audit_interval_s=3600.0, most_pause_s=most_pause_s)
+        dataplane = Dataplane(
+            SystemClock(), ("cali",), audit_interval_s=3600.0, most_pause_s=most_pause_s, young=YoungInterfaces(3600.0)
+        )
         await dataplane.first_look()
         loop = asyncio.create_task(dataplane.run())
         try:
@@ -165,5 +169,59 @@ def test_routes_of_a_former_run_are_known_by_the_configured_protocol_and_others_
         while dataplane.applied_revision != 2:
             await dataplane.passed()
         assert standing() == {"10.65.0.4", "10.65.0.5", "10.65.0.6"}
+
+    run_with(work, ns=ns)
+
+
+def test_a_route_of_a_cni_plugin_stays_until_its_endpoint_comes_and_goes_at_once_with_it() -> None:
+    """A plugin without an agent writes the route, with metric 0, before the endpoint."""
+    ns = Namespace("young")
+
+    def add(name: str, address: str) -> None:
+        ns.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        ns.run("ip", "link", "set", name, "up")
+        ns.run("ip", "route", "add", f"{address}/32", "dev", name, "proto", "boot", "scope", "link")
+
+    def metrics(name: str) -> list[int]:
+        return sorted(route.get("metric", 0) for route in json.loads(ns.run("ip", "-j", "route", "show", "dev", name)))
+
+    def routes(name: str, address: str) -> dict[RouteKey, Route | None]:
+        key = RouteKey(Prefix.parse(f"{address}/32"), MAIN_TABLE, 1024)
+        return {key: Route(key, 3, next_hops=(NextHop(dev=name),), scope=Scope.LINK)}
+
+    add("cali0", "10.65.0.1")  # it was there before the agent, and nobody wants it
+
+    async def work(dataplane: Dataplane) -> None:
+        watch = asyncio.create_task(dataplane.watch_kernel())
+        dataplane.start_sweep()
+        while metrics("cali0"):
+            await dataplane.passed()
+        add("cali1", "10.65.0.2")
+        while RouteKey(Prefix.parse("10.65.0.2/32"), MAIN_TABLE, 0) not in dataplane.routes.fib.all_seen:
+            await dataplane.passed()
+        for _ in range(3):
+            await dataplane.passed()
+        assert metrics("cali1") == [0], "its endpoint may be on its way"
+        due = dataplane.routes.next_due()
+        assert due is not None, "if none comes, it is looked at again"
+        assert 0 < due - SystemClock().monotonic() <= 3600
+
+        wanted = routes("cali1", "10.65.0.2")
+        dataplane.want(DataplaneDelta(routes=wanted), 1)
+        while metrics("cali1") != [1024]:
+            await dataplane.passed()
+        ns.run("ip", "route", "add", "10.65.0.3/32", "dev", "cali1", "proto", "boot")
+        while metrics("cali1") != [1024]:  # not this endpoint's
+            await dataplane.passed()
+        dataplane.want(DataplaneDelta(routes=dict.fromkeys(wanted)), 2)
+        while metrics("cali1"):
+            await dataplane.passed()
+
+        dataplane.want(DataplaneDelta(routes=routes("cali2", "10.65.0.4")), 3)
+        add("cali2", "10.65.0.5")  # an endpoint waits for this one, and not for this address
+        while metrics("cali2") != [1024]:
+            await dataplane.passed()
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
 
     run_with(work, ns=ns)

@@ -57,6 +57,32 @@ async def test_all_can_be_said_at_once() -> None:
     assert (outcome.created, outcome.deleted) == (1, 1)
 
 
+async def test_what_has_a_grace_stays_until_it_is_over_and_is_no_drift() -> None:
+    kernel = FakeKernelRoutes([OURS], {"eth1"})
+    ends: dict[RouteKey, float] = {KEYS[0]: 10.0, KEYS[1]: 7.0}
+    now = 0.0
+
+    def grace(found: Route) -> float | None:
+        end = ends.get(found.key, 0.0)
+        return end if end > now else None
+
+    reconciler = RouteReconciler(kernel, is_ours, grace=grace)
+    reconciler.start_sweep()
+    await reconciler.reconcile(now)
+    for key in KEYS[:3]:
+        kernel.routes[key] = route(key)
+        assert reconciler.on_route_event(route(key), gone=False)
+    outcome = await reconciler.reconcile(now)
+    assert (outcome.deleted, outcome.drifted) == (1, [KEYS[2]])
+    assert reconciler.next_due() == 7.0
+    now = 7.0
+    assert (await reconciler.reconcile(now)).deleted == 1
+    assert reconciler.next_due() == 10.0
+    ends.clear()  # over before its time
+    assert (await reconciler.reconcile(now)).deleted == 1
+    assert (kernel.routes, reconciler.next_due()) == ({}, None)
+
+
 async def test_the_first_look_adopts_and_reports_no_drift() -> None:
     kernel = FakeKernelRoutes([OURS], {"eth1"})
     kernel.put(route(KEY))
