@@ -20,13 +20,15 @@ class Kernel:
     async def dump(self, kind: int, _: bytes) -> list[tuple[int, bytes]]:
         if kind == rtnl.RTM_GETLINK:
             return []
-        self._links.on_link(rtnl.Link(7, "cali7", 1, 1500), gone=False)
+        self._links.on_link(rtnl.Link(7, "eth7", 1, 1500), gone=False)
         body = struct.pack("=BBBBI", 2, 32, 0, 0, 7) + rtnl.attribute(2, Addr.parse("192.0.2.7").packed)
         return [(rtnl.RTM_NEWADDR, body)]
 
 
-async def test_a_device_that_comes_while_addresses_are_read_is_one_of_them() -> None:
+async def test_a_device_that_comes_while_addresses_are_read_is_left_to_its_event() -> None:
     dataplane = Dataplane.__new__(Dataplane)
+    dataplane.prefixes = ("cali",)
     dataplane.links = LinkTable()
     dataplane._addresses_sock = cast(Any, Kernel(dataplane.links))
-    assert await dataplane.addresses() == {"cali7": frozenset({Addr.parse("192.0.2.7")})}
+    assert await dataplane.interfaces() == {}
+    assert dataplane.links.get("eth7") is not None
