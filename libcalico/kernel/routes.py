@@ -159,6 +159,9 @@ class RouteReconciler:
         self._passing = False
         self._overtaken = False  # an event came in the middle of a pass: what we noted may be wrong
         self._unsure: dict[RouteKey, None] = {}  # a write failed: the kernel may hold the old, the new or nothing
+        self._expected: dict[
+            RouteKey, None
+        ] = {}  # came within their grace: no drift, also if that is over
         self._retry: RetryQueue[RouteKey] = RetryQueue()
         self._held: dict[RouteKey, KernelError] = {}
 
@@ -200,6 +203,8 @@ class RouteReconciler:
         if self._is_ours(route):
             if self.fib.seen(key) == (None if gone else route):
                 return False
+            if not gone and self.fib.wanted(key) is None and self._grace(route) is not None:
+                self._expected[key] = None
             self.audit_due = True
             return True
         if gone:  # it may have stood in our way
@@ -260,9 +265,11 @@ class RouteReconciler:
         """Read the kernel; return the keys at which others, or the kernel itself, undid our work."""
         found = await self._ops.dump()
         changed = self.fib.replace_seen({r.key: r for r in found if self._is_ours(r)})
-        drifted = [key for key in changed if key not in self._unsure and self._differs(key)]
+        known = self._unsure.keys() | self._expected.keys()
+        drifted = [key for key in changed if key not in known and self._differs(key)]
         first_look, self._audited = not self._audited, True
         self._unsure.clear()
+        self._expected.clear()
         self.audit_due = False
         return [] if first_look else drifted  # what a former run left is no drift
 

@@ -83,6 +83,20 @@ async def test_what_has_a_grace_stays_until_it_is_over_and_is_no_drift() -> None
     assert (kernel.routes, reconciler.next_due()) == ({}, None)
 
 
+async def test_what_came_within_its_grace_is_no_drift_when_that_is_over_before_it_is_looked_at() -> None:
+    kernel = FakeKernelRoutes([OURS], {"eth1"})
+    ends: dict[RouteKey, float] = {KEYS[0]: 10.0}
+    reconciler = RouteReconciler(kernel, is_ours, grace=lambda found: ends.get(found.key))
+    reconciler.start_sweep()
+    await reconciler.reconcile(0)
+    for drifted in ([], [KEYS[0]]):
+        kernel.routes[KEYS[0]] = route(KEYS[0])
+        reconciler.on_route_event(route(KEYS[0]), gone=False)
+        ends.clear()
+        outcome = await reconciler.reconcile(0)
+        assert (outcome.deleted, outcome.drifted) == (1, drifted)
+
+
 async def test_the_first_look_adopts_and_reports_no_drift() -> None:
     kernel = FakeKernelRoutes([OURS], {"eth1"})
     kernel.put(route(KEY))
