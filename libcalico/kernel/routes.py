@@ -159,9 +159,7 @@ class RouteReconciler:
         self._passing = False
         self._overtaken = False  # an event came in the middle of a pass: what we noted may be wrong
         self._unsure: dict[RouteKey, None] = {}  # a write failed: the kernel may hold the old, the new or nothing
-        self._expected: dict[
-            RouteKey, None
-        ] = {}  # came within their grace: no drift, also if that is over
+        self._expected: dict[RouteKey, None] = {}  # came within their grace: no drift, also if that is over
         self._retry: RetryQueue[RouteKey] = RetryQueue()
         self._held: dict[RouteKey, KernelError] = {}
 
