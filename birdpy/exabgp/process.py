@@ -7,7 +7,9 @@ would drop our routes at once, where a broken connection makes them keep the rou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import itertools
 import os
 import pwd
 import re
@@ -21,7 +23,12 @@ from libcalico.runtime.logs import get_logger
 _PR_SET_PDEATHSIG = 1
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S, _HEALTHY_S = 0.2, 5.0, 10.0
 _END_S = 2.0
-_NOISE = re.compile(r"route (added|removed)|statistics|connection to .* closed|environment file missing|exabgp env >")
+_RELOAD_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_RELOADS = "performing reload of exabgp"
+_NOISE = re.compile(
+    r"route (added|removed)|statistics|connection to .* closed|environment file missing|exabgp env >|^welcome "
+    r"|SIGUSR1 received|scheduling reload|performing reload|loaded new configuration|connected to peer"
+)
 
 
 def _die_with_parent() -> None:
@@ -43,7 +50,8 @@ def exabgp_environment(listen_addresses: list[str], listen_port: int, environ: M
         "exabgp.tcp.port": str(listen_port),
         "exabgp.reactor.speed": "0.1",  # output is paced by the loop: 3k routes/s at 1.0, over 7k/s at 0.1
         "exabgp.log.destination": "stdout",
-        "exabgp.log.level": "WARNING",
+        "exabgp.log.level": "INFO",  # it says there that it reloads
+        "exabgp.log.processes": "false",  # a line for each command of ours
         "exabgp.log.short": "true",
     }
     kept = {k: v for k, v in environ.items() if k in {"PATH", "LANG", "HOME", "PYTHONDONTWRITEBYTECODE"}}
@@ -59,6 +67,7 @@ class ExabgpProcess:
         self._log = get_logger("exabgp")
         self._wanted = asyncio.Event()
         self._environment: dict[str, str] = {}
+        self._reload_due, self._reload_heard = asyncio.Event(), asyncio.Event()
         self.starts = 0
         self.last_exit = ""
 
@@ -83,7 +92,7 @@ class ExabgpProcess:
     def reload(self) -> None:
         """Make it read its configuration again; sessions that did not change stay."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGUSR1)
+            self._reload_due.set()
 
     def kill(self) -> None:
         if self._process is not None:
@@ -118,14 +127,37 @@ class ExabgpProcess:
         )  # fmt: skip
         self.starts += 1
         self._log.info("exabgp-started", pid=process.pid)
+        self._reload_due.clear()  # it reads the newest anyway
+        insisting = asyncio.create_task(self._insist_on_reloads(process))
         try:
             await self._follow(process)
             code = await process.wait()
             self.last_exit = f"signal {-code}" if code < 0 else f"status {code}"
         finally:
+            insisting.cancel()
+            await asyncio.gather(insisting, return_exceptions=True)
             self.kill()
             self._process = None
             await _ended(process)
+
+    async def _insist_on_reloads(self, process: asyncio.subprocess.Process) -> None:
+        """Ask for a reload until it says that it does one.
+
+        ExaBGP 5.0 forgets the signal if it has updates to send at that moment (reactor/loop.py, _pending_adjribout).
+        """
+        while True:
+            await self._reload_due.wait()
+            self._reload_due.clear()
+            self._reload_heard.clear()
+            for pause_s in itertools.chain(_RELOAD_PAUSES_S, itertools.repeat(_RELOAD_PAUSES_S[-1])):
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGUSR1)
+                try:
+                    async with asyncio.timeout(pause_s):
+                        await self._reload_heard.wait()
+                    break
+                except TimeoutError:
+                    self._log.info("exabgp-asked-again", what="reload", after_s=pause_s)
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Log what it says; always read, so that it never blocks on us."""
@@ -138,6 +170,8 @@ class ExabgpProcess:
             if not line:
                 return
             text = line.decode(errors="replace").strip()
+            if _RELOADS in text:
+                self._reload_heard.set()
             if text and not _NOISE.search(text):
                 self._log.info("exabgp-says", text=text)
 
