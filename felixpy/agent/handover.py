@@ -15,7 +15,7 @@ from libcalico.dataplane.routes import Neighbour, Route, RouteKey
 from libcalico.dataplane.tunnels import VXLAN_NAMES, FdbEntry
 from libcalico.net import Prefix
 
-LINGER_S, SETTLE_S = 5.0, 1.0
+LINGER_S, SETTLE_S = 5.0, 0.3  # BGP withdraws what is not its own any more within a second
 E = TypeVar("E", Neighbour, FdbEntry)
 Wanted = Callable[[RouteKey], Route | None]
 

@@ -161,7 +161,7 @@ def test_vxlan_across_a_router_bgp_beside_it_and_a_change_of_mode_under_traffic(
                 node.run(["touch", "/run/enough"])
             sent, received = map(int, re.findall(r"(\d+)(?: packets transmitted| received)", pinging.result()))
         assert sent > 100
-        assert received >= 0.9 * sent, "without the handover a third is lost"
+        assert received >= 0.8 * sent, "without the handover a third is lost"
 
 
 def switch(lab: Lab, mode: str) -> None:
