@@ -13,12 +13,16 @@ import os
 import signal
 import subprocess
 import threading
+import time
+import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
+# the kernel takes namespaces down in its own time, and may refuse a new one for a moment meanwhile
+_RETRY_S = (0.1, 0.3, 1.0, 3.0)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,21 +37,36 @@ def enter(netns_fd: int) -> None:
         raise OSError(errno, os.strerror(errno))
 
 
+def _hold(script: str) -> subprocess.Popen[str]:
+    """Start the process that holds a namespace; again if a busy machine refuses it.  Raises RuntimeError."""
+    why = ""
+    for pause in _RETRY_S:
+        holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
+        )
+        assert holder.stdout is not None  # noqa: S101
+        if holder.stdout.readline() == "ready\n":
+            return holder
+        holder.kill()
+        said = holder.communicate()[1].strip()
+        why = f"cannot make a network namespace: exit {holder.returncode}: {said}"
+        warnings.warn(why, ResourceWarning, stacklevel=3)
+        time.sleep(pause)
+    raise RuntimeError(why)
+
+
 class Namespace:
     """A network namespace (with mounts of its own, so that ``ip netns`` works inside)."""
 
     def __init__(self, name: str = "test") -> None:
         self.name = name
         script = "mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip link set lo up && echo ready && exec sleep inf"
-        self._holder = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
-        )
-        assert self._holder.stdout is not None  # noqa: S101
-        if self._holder.stdout.readline() != b"ready\n":
-            raise RuntimeError("cannot make a network namespace")
+        self._holder = _hold(script)
         self.pid = self._holder.pid
         self.fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -56,8 +75,9 @@ class Namespace:
         if self._holder.poll() is None:
             self._holder.kill()
         self._holder.wait()
-        if self._holder.stdout is not None:
-            self._holder.stdout.close()
+        for stream in (self._holder.stdout, self._holder.stderr):
+            if stream is not None:
+                stream.close()
         with contextlib.suppress(OSError):
             os.close(self.fd)
 
