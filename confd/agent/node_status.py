@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from confd.context.node_status import node_status
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Put
+from libcalico.datastore.api import Datastore, Put, unchanged
 from libcalico.datastore.errors import DatastoreError
 from libcalico.datastore.sync_api import SyncBatch
+from libcalico.model.stored import encode
 from libcalico.runtime.control import ControlError, call
 from libcalico.runtime.logs import get_logger
 
@@ -83,9 +84,8 @@ class NodeStatusReporter:
             return
         value = json.loads(found.value)
         value["status"] = node_status(classes, status, protocols, routes, now)
-        text = json.dumps(value, separators=(",", ":")).encode()
-        unchanged = Compare(key, CompareTarget.MOD_REVISION, found.mod_revision)
-        await self._store.txn([unchanged], [Put(key, text)])  # changed meanwhile: the watch brings us back
+        put = Put(key, encode(value), found.lease)
+        await self._store.txn([unchanged(key, found)], [put])  # changed meanwhile: the watch brings us back
 
 
 def _wanted(value: bytes | None, node: str) -> tuple[tuple[str, ...], int] | None:

@@ -6,14 +6,14 @@ import asyncio
 import base64
 import contextlib
 import copy
-import json
 from typing import Any
 
 from felixpy.agent.dataplane import Dataplane
 from felixpy.calc.wireguard import WireGuard
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Put
+from libcalico.datastore.api import Datastore, Put, unchanged
 from libcalico.datastore.errors import DatastoreError
 from libcalico.model.keys import ResourceKey
+from libcalico.model.stored import encode, parse_object
 from libcalico.net import IPV4
 from libcalico.runtime.logs import get_logger
 
@@ -48,15 +48,14 @@ class PublicKeys:
         try:
             for _ in range(_TRIES):
                 row = await self._store.get(self._key)
-                document = _document(row.value) if row is not None else None
+                document = parse_object(row.value) if row is not None else None  # the graph names what is none
                 if row is None or document is None:
                     return False
                 changed = with_keys(document, self._wanted())
                 if changed == document:
                     return True
-                same = Compare(row.key, CompareTarget.MOD_REVISION, row.mod_revision)
-                value = json.dumps(changed, separators=(",", ":"), ensure_ascii=False).encode()
-                if (await self._store.txn([same], [Put(row.key, value, row.lease)])).succeeded:
+                put = Put(row.key, encode(changed), row.lease)
+                if (await self._store.txn([unchanged(row.key, row)], [put])).succeeded:
                     self._log.info("public-keys", **{name: text for name, text in self._wanted().items() if text})
                     return True
         except DatastoreError as why:
@@ -90,11 +89,3 @@ def with_keys(node: dict[str, Any], keys: dict[str, str]) -> dict[str, Any]:
     if not status:
         del changed["status"]
     return changed
-
-
-def _document(raw: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(raw)
-    except ValueError:
-        return None  # the graph names it
-    return document if isinstance(document, dict) else None

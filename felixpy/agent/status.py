@@ -19,6 +19,7 @@ from libcalico.datastore.api import Datastore
 from libcalico.datastore.errors import DatastoreError
 from libcalico.datastore.lease import LeaseKeeper
 from libcalico.model.keys import FELIX_V1, OWN_ROOT, FelixStatusKey, HostEndpointStatusKey, WorkloadStatusKey
+from libcalico.model.stored import encode
 from libcalico.runtime.logs import get_logger
 
 MAX_PROBLEMS = 1000
@@ -129,7 +130,7 @@ class StatusReporter:
             del self._written[path]
         for path, status in wanted.items():
             if self._written.get(path) != status:
-                await self._store.put(path, json.dumps({"status": status}, separators=(",", ":")).encode())
+                await self._store.put(path, encode({"status": status}))
                 self._written[path] = status
 
     async def _write_liveness(self) -> None:
@@ -144,7 +145,7 @@ class StatusReporter:
             "uptime": round(now - self._started, 2),
             "first_update": self._first,
         }
-        text = json.dumps(value, separators=(",", ":")).encode()
+        text = encode(value)
         lease = await self._store.lease_grant(int(config.reporting_ttl_s))
         await self._store.put(FelixStatusKey(self._graph.node).path, text, lease=lease)
         await self._store.put(FelixStatusKey(self._graph.node, last_reported=True).path, text)

@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 
 from felixpy.cli.write import WriteError, Writer
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Put
+from libcalico.datastore.api import Datastore, KeyValue, Put, unchanged
 from libcalico.model.keys import ResourceKey
+from libcalico.model.stored import encode
 
 ROOT = "/calico/"
 _STATUS = ("/calico/felix/", "/calico/bgp/v1/host/")
@@ -78,7 +79,7 @@ def _value(raw: bytes) -> dict[str, Any]:
     """JSON as an object where that gives the same bytes back, else text, else base64."""
     try:
         value = json.loads(raw)
-        if _encode(value) == raw:
+        if encode(value) == raw:
             return {"value": value}
     except (ValueError, RecursionError):
         pass
@@ -86,10 +87,6 @@ def _value(raw: bytes) -> dict[str, Any]:
         return {"text": raw.decode()}
     except UnicodeDecodeError:
         return {"base64": base64.b64encode(raw).decode()}
-
-
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _load(filename: str) -> dict[str, bytes]:
@@ -112,7 +109,7 @@ def _load(filename: str) -> dict[str, bytes]:
 
 def _raw(document: dict[str, Any], place: str) -> bytes:
     if "value" in document:
-        return _encode(document["value"])
+        return encode(document["value"])
     try:
         if "text" in document:
             return str(document["text"]).encode()
@@ -134,12 +131,8 @@ async def _import(store: Datastore, args: argparse.Namespace) -> int:
             print(f"would {'change' if key in present else 'create'} {key}")
     else:
         for part in _parts(list(todo.items())):
-            # a key that is absent has the modification revision 0
-            unchanged = [
-                Compare(key, CompareTarget.MOD_REVISION, rows[key].mod_revision if key in rows else 0)
-                for key, _ in part
-            ]
-            if not (await store.txn(unchanged, [Put(key, value) for key, value in part])).succeeded:
+            same = [unchanged(key, rows.get(key)) for key, _ in part]
+            if not (await store.txn(same, [Put(key, value) for key, value in part])).succeeded:
                 raise WriteError("somebody else writes to this datastore: lock it, and import again with --merge")
     said = "would be imported" if args.dry_run else "imported"
     print(f"{len(todo)} keys {said}, {len(wanted) - len(todo)} are there already")

@@ -15,7 +15,7 @@ from typing import Any
 
 from felixpy.cli.write import WriteError
 from libcalico.clock import SystemClock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Put
+from libcalico.datastore.api import Datastore, Delete, KeyValue, Put, unchanged
 from libcalico.ipam.block import BlockError
 from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.ipam.snapshot import read_snapshot
@@ -23,6 +23,7 @@ from libcalico.ipam.split import split_pool
 from libcalico.ipam.usage import Usage, borrowed, pool_usage
 from libcalico.model.document import for_create, key_of
 from libcalico.model.keys import RESOURCES, IpamConfigKey, ResourceKey
+from libcalico.model.stored import encode
 from libcalico.net import Addr
 
 _AT_ONCE = 100  # operations of one transaction; etcd takes 128
@@ -221,8 +222,7 @@ async def _configure(store: Datastore, args: argparse.Namespace) -> int:
     key = IpamConfigKey().path
     if {**_DEFAULTS, **before} != {**_DEFAULTS, **after}:
         value = {name: setting for name, setting in after.items() if setting is not False and setting != 0}
-        unchanged = Compare(key, CompareTarget.MOD_REVISION, row.mod_revision if row else 0)
-        if not (await store.txn([unchanged], [Put(key, _encode(value))])).succeeded:
+        if not (await store.txn([unchanged(key, row)], [Put(key, encode(value))])).succeeded:
             raise WriteError("error: update conflict: IPAMConfig")
     for name, _, setting in wanted:
         print(f"Successfully set {name} to: {_lower(setting)}")
@@ -282,11 +282,11 @@ async def _split(store: Datastore, args: argparse.Namespace) -> int:
     ops: list[Put] = []
     for document in made:
         key = key_of(document)
-        ops.append(Put(key.path, _encode(for_create(document, key, uid=str(uuid.uuid4()), now=now))))
-    same = Compare(row.key, CompareTarget.MOD_REVISION, row.mod_revision)
+        ops.append(Put(key.path, encode(for_create(document, key, uid=str(uuid.uuid4()), now=now))))
+    same = unchanged(row.key, row)
     for begin in range(0, len(ops), _AT_ONCE):
         part = ops[begin : begin + _AT_ONCE]
-        fresh = [Compare(op.key, CompareTarget.CREATE_REVISION, 0) for op in part]
+        fresh = [unchanged(op.key, None) for op in part]
         last = begin + _AT_ONCE >= len(ops)
         if not (await store.txn([same, *fresh], [*part, Delete(row.key)] if last else part)).succeeded:
             raise WriteError(f"IP pool {name} has changed, or one of the new pools is there already: nothing is split")
@@ -307,10 +307,6 @@ async def _pool(store: Datastore, args: argparse.Namespace) -> tuple[KeyValue, d
             return row, document
     what = f"with name {args.name}" if args.name else f"covering the specified CIDR {args.cidr}"
     raise WriteError(f"unable to find IP pool {what}")
-
-
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _client(store: Datastore) -> IpamClient:

@@ -11,7 +11,7 @@ import random
 from typing import Any
 
 from libcalico.clock import SystemClock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue
+from libcalico.datastore.api import Datastore, Delete, KeyValue, unchanged
 from libcalico.ipam.block import BlockError
 from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.ipam.plan import Release
@@ -69,4 +69,4 @@ def _node_of(row: KeyValue) -> str | None:
 
 async def _delete(store: Datastore, row: KeyValue) -> None:
     """If it still is what was read: an endpoint that has moved to another node meanwhile stays."""
-    await store.txn([Compare(row.key, CompareTarget.MOD_REVISION, row.mod_revision)], [Delete(row.key)])
+    await store.txn([unchanged(row.key, row)], [Delete(row.key)])

@@ -5,7 +5,6 @@ Every write is a compare-and-swap on the revision that was read; a conflict is s
 
 from __future__ import annotations
 
-import json
 import sys
 import uuid
 from collections import Counter
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 
 from felixpy.cli.checks import Checked, Refused, check, check_among_others, check_delete, check_unknown
 from felixpy.cli.yamltext import load_all
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, KeyValue, Put
+from libcalico.datastore.api import Datastore, Delete, KeyValue, Put, unchanged
 from libcalico.model.codec import InvalidValue
 from libcalico.model.document import Document, for_create, for_update, key_of
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import API_VERSION
+from libcalico.model.stored import encode, parse_object
 
 _ATTEMPTS = 5
 _SUFFIXES = {".yaml", ".yml", ".json"}
@@ -100,16 +100,9 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _encode(document: Document) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
 def _load(row: KeyValue, key: ResourceKey) -> Document:
-    try:
-        stored = json.loads(row.value)
-    except ValueError:
-        stored = None
-    return stored if isinstance(stored, dict) else {"kind": key.kind, "metadata": {"name": key.name}}
+    stored = parse_object(row.value)
+    return {"kind": key.kind, "metadata": {"name": key.name}} if stored is None else stored
 
 
 # Calico's own tiers, as its client makes them before the first write (libcalico-go/lib/clientv3/client.go)
@@ -128,8 +121,8 @@ async def ensure_initialized(store: Datastore) -> None:
     for document in wanted:
         key = key_of(document)
         if await store.get(key.path) is None:
-            value = _encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
-            await store.txn([Compare(key.path, CompareTarget.CREATE_REVISION, 0)], [Put(key.path, value)])
+            value = encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
+            await store.txn([unchanged(key.path, None)], [Put(key.path, value)])
 
 
 class Writer:
@@ -143,8 +136,8 @@ class Writer:
         key, document, _ = checked
         check_unknown(checked, None)
         await check_among_others(self._store, key, document, None)
-        value = _encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
-        absent = Compare(key.path, CompareTarget.CREATE_REVISION, 0)
+        value = encode(for_create(document, key, uid=str(uuid.uuid4()), now=_now()))
+        absent = unchanged(key.path, None)
         result = await self._store.txn([absent], [Put(key.path, value)])
         if not result.succeeded:
             raise Exists(f"resource already exists: {key}")
@@ -170,8 +163,8 @@ class Writer:
             stored = _load(row, key)
             check_unknown(checked, stored)
             await check_among_others(self._store, key, document, stored)
-            value = _encode(for_update(stored, document, uid=str(uuid.uuid4()), now=_now()))
-            seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
+            value = encode(for_update(stored, document, uid=str(uuid.uuid4()), now=_now()))
+            seen = unchanged(key.path, row)
             result = await self._store.txn([seen], [Put(key.path, value, row.lease)])
             if result.succeeded:
                 return result.revision
@@ -209,7 +202,7 @@ class Writer:
 
                 if problems := await remove_what_is_of_node(self._store, key.name):
                     raise WriteError("; ".join(problems))
-            seen = Compare(key.path, CompareTarget.MOD_REVISION, row.mod_revision)
+            seen = unchanged(key.path, row)
             result = await self._store.txn([seen], [Delete(key.path)])
             if result.succeeded:
                 return result.revision

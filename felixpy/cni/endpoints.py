@@ -14,8 +14,9 @@ from typing import Any
 from felixpy.cni.errors import BAD_CONFIG, BAD_ENVIRONMENT, FAILED, TRY_AGAIN, CniError
 from felixpy.cni.request import Request
 from libcalico.clock import Clock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Put
+from libcalico.datastore.api import Datastore, KeyValue, Put, unchanged
 from libcalico.model.keys import RESOURCES, ResourceKey
+from libcalico.model.stored import encode
 from libcalico.validation.endpoints import workload_name
 
 ORCHESTRATOR = "cni"
@@ -108,7 +109,7 @@ class Endpoints:
         }  # fmt: skip
         labels |= {"projectcalico.org/namespace": namespace, "projectcalico.org/orchestrator": ORCHESTRATOR}
         value = self._object("WorkloadEndpoint", key.rpartition("/")[2], spec, namespace=namespace, labels=labels)
-        done = await self._store.txn([_absent(key)], [Put(key, value)])
+        done = await self._store.txn([unchanged(key, None)], [Put(key, value)])
         if not done.succeeded:
             raise CniError(FAILED, f"{key}: somebody else has just made this endpoint")
         await self._make_profile(profile)
@@ -120,8 +121,8 @@ class Endpoints:
         if network in endpoint.profiles:
             return endpoint.row.mod_revision
         endpoint.spec["profiles"] = [*endpoint.profiles, network]
-        unchanged = Compare(endpoint.row.key, CompareTarget.MOD_REVISION, endpoint.row.mod_revision)
-        done = await self._store.txn([unchanged], [Put(endpoint.row.key, json.dumps(endpoint.value).encode())])
+        same = unchanged(endpoint.row.key, endpoint.row)
+        done = await self._store.txn([same], [Put(endpoint.row.key, encode(endpoint.value), endpoint.row.lease)])
         if not done.succeeded:
             raise CniError(TRY_AGAIN, f"{endpoint.row.key} was changed meanwhile")
         return done.revision
@@ -145,7 +146,7 @@ class Endpoints:
             "labelsToApply": {network: ""},
         }
         key = ResourceKey("Profile", network).path
-        await self._store.txn([_absent(key)], [Put(key, self._object("Profile", network, spec))])
+        await self._store.txn([unchanged(key, None)], [Put(key, self._object("Profile", network, spec))])
 
     def _object(
         self, kind: str, name: str, spec: Mapping[str, Any], *, namespace: str = "", labels: Mapping[str, str] = {},
@@ -158,7 +159,7 @@ class Endpoints:
         if labels:
             metadata["labels"] = dict(labels)
         value = {"kind": kind, "apiVersion": "projectcalico.org/v3", "metadata": metadata, "spec": spec}
-        return json.dumps(value, separators=(",", ":")).encode()
+        return encode(value)
 
 
 def labels_of(request: Request) -> tuple[str, dict[str, str]]:
@@ -181,7 +182,3 @@ def _sanitized(text: str) -> str:
     """Any text as a label's part, by Calico's rules (utils.go, SanitizeMesosLabel)."""
     text = re.sub(r"[^-_.a-zA-Z0-9]+", "-", text.replace("/", "."))
     return re.sub(r"[.-]*[.][.-]*", ".", text).strip(".-")
-
-
-def _absent(key: str) -> Compare:
-    return Compare(key, CompareTarget.CREATE_REVISION, 0)

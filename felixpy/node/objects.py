@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Op, Put
+from libcalico.datastore.api import Datastore, KeyValue, Op, Put, unchanged
 from libcalico.model.document import Document, for_create, key_of
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import API_VERSION
+from libcalico.model.stored import encode, parse_object
 from libcalico.validation import validate, with_defaults
 
 _TRIES = 50
@@ -29,13 +29,7 @@ class Contended(Exception):
 
 def parse(row: KeyValue | None) -> Document | None:
     """The document under a key; None: there is none, or it is no object, and may be replaced."""
-    if row is None:
-        return None
-    try:
-        document = json.loads(row.value)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+    return None if row is None else parse_object(row.value)
 
 
 def checked(document: Document, key: ResourceKey, stored: Document | None = None) -> bytes:
@@ -59,14 +53,7 @@ def checked(document: Document, key: ResourceKey, stored: Document | None = None
         problems = [problem for problem in problems if problem not in before]
     if problems:
         raise Invalid("\n".join(f"{key}: {problem}" for problem in problems[:10]))
-    return json.dumps(whole, separators=(",", ":")).encode()
-
-
-def unchanged(key: str, row: KeyValue | None) -> Compare:
-    """Holds while the key is as it was read."""
-    if row is None:
-        return Compare(key, CompareTarget.CREATE_REVISION, 0)
-    return Compare(key, CompareTarget.MOD_REVISION, row.mod_revision)
+    return encode(whole)
 
 
 async def pause(attempt: int, rng: random.Random, longest_s: float = _LONGEST_WAIT_S) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from felixpy.node.objects import Contended, checked, parse, pause, unchanged
+from felixpy.node.objects import Contended, checked, parse, pause
 from felixpy.node.registration import (
     Conflict,
     Host,
@@ -31,7 +31,7 @@ from felixpy.node.registration import (
     without_addresses,
 )
 from felixpy.node.settings import NodeSettings
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Op, Put
+from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Op, Put, unchanged
 from libcalico.model.document import Document
 from libcalico.model.keys import OWN_ROOT, RESOURCES, ResourceKey
 from libcalico.net import IPV4, IPV6, Family

@@ -17,12 +17,11 @@ from collections.abc import Iterable, Mapping
 from felixpy.calc.cluster_nets import HOSTS, MASQUERADED, POOLS
 from felixpy.calc.config import FelixConfig
 from felixpy.render.delta import DataplaneDelta, Section
+from felixpy.render.nets import ADDRESS_TYPE, WORD, interval_set
 from libcalico.dataplane.ruleset import Chain, Element, Hook, NftSet, Rule
 from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
 
 _DSTNAT, _SRCNAT, _MANGLE = -100, 100, -150
-_WORD = {IPV4: "ip", IPV6: "ip6"}
-_TYPE = {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
 DSCP_MAP = "dscp"
 
 Nets = Mapping[str, tuple[Prefix, ...]]
@@ -56,20 +55,19 @@ def render_nat(
         """The nft set of a named set of networks, made when first asked for."""
         set_name = net_set(name, family)
         if set_name not in elements:
-            sets.append(NftSet(set_name, _TYPE[family], interval=True))
-            members = [net for net in nets.get(name, ()) if net.family is family]
-            elements[set_name] = [Element(str(net.network) if net.is_host else str(net)) for net in members]
+            made, elements[set_name] = interval_set(set_name, family, nets.get(name, ()))
+            sets.append(made)
         return set_name
 
     families = [IPV4, IPV6] if config.ipv6_support else [IPV4]
     destination: list[Rule] = []
     source: list[Rule] = []
     for family in families:
-        word, pairs = _WORD[family], [(e, i) for e, i in floating.items() if e.family is family]
+        word, pairs = WORD[family], [(e, i) for e, i in floating.items() if e.family is family]
         if pairs:
             dnat, snat = f"fip-dnat{family.value}", f"fip-snat{family.value}"
-            sets.append(NftSet(dnat, _TYPE[family], _TYPE[family]))
-            sets.append(NftSet(snat, f"{_TYPE[family]} . {_TYPE[family]}", _TYPE[family]))
+            sets.append(NftSet(dnat, ADDRESS_TYPE[family], ADDRESS_TYPE[family]))
+            sets.append(NftSet(snat, f"{ADDRESS_TYPE[family]} . {ADDRESS_TYPE[family]}", ADDRESS_TYPE[family]))
             elements[dnat] = [Element(str(e), str(i)) for e, i in pairs]
             hairpins = {i: e for e, i in sorted(pairs, reverse=True)}  # of several the least external address
             elements[snat] = [Element(f"{i} . {i}", str(e)) for i, e in sorted(hairpins.items())]
@@ -77,10 +75,10 @@ def render_nat(
             source.append(Rule(f"snat {word} to {word} saddr . {word} daddr map @{snat}", "own floating IP"))
     for family in families:
         if any(net.family is family for net in nets.get(MASQUERADED, ())):
-            match = f"{_WORD[family]} saddr @{own_nets(MASQUERADED, family)} "
-            match += f"{_WORD[family]} daddr != @{own_nets(POOLS, family)}"
+            match = f"{WORD[family]} saddr @{own_nets(MASQUERADED, family)} "
+            match += f"{WORD[family]} daddr != @{own_nets(POOLS, family)}"
             if not config.nat_outgoing_to_hosts:
-                match += f" {_WORD[family]} daddr != @{own_nets(HOSTS, family)}"
+                match += f" {WORD[family]} daddr != @{own_nets(HOSTS, family)}"
             source += _outgoing(match, family, config)
     source += tunnels
     if destination:
@@ -103,7 +101,7 @@ def _outgoing(match: str, family: Family, config: FelixConfig) -> list[Rule]:
     """Masquerade, or SNAT to a configured address; TCP and UDP within the configured ports."""
     address = config.nat_outgoing_address
     fixed = bool(address) and Addr.parse(address).family is family
-    word = _WORD[family]
+    word = WORD[family]
     bare = f"snat {word} to {address}" if fixed else "masquerade"
     rules: list[Rule] = []
     if config.nat_port_range is not None:
@@ -117,10 +115,10 @@ def _outgoing(match: str, family: Family, config: FelixConfig) -> list[Rule]:
 
 def _dscp_chains(dscp: Mapping[str, int], pools: Mapping[Family, str]) -> list[Chain]:
     """Mark what leaves the cluster; within it packets keep what they have."""
-    inside = [Rule(f"{_WORD[family]} daddr @{pools[family]} accept", "stays in the cluster") for family in pools]
+    inside = [Rule(f"{WORD[family]} daddr @{pools[family]} accept", "stays in the cluster") for family in pools]
     rules = (*inside, Rule(f"iifname vmap @{DSCP_MAP}"))
     made = [Chain("forward-dscp", rules, Hook("filter", "forward", _MANGLE))]
     for value in sorted(set(dscp.values())):
-        sets = tuple(Rule(f"{_WORD[f]} dscp set {value}", f"DSCP {value}") for f in pools)
+        sets = tuple(Rule(f"{WORD[f]} dscp set {value}", f"DSCP {value}") for f in pools)
         made.append(Chain(f"dscp-{value}", sets))
     return made

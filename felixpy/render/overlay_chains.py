@@ -20,13 +20,12 @@ from felixpy.calc.tunnels import Encapsulations
 from felixpy.calc.types import Direction
 from felixpy.render.delta import DataplaneDelta, Section
 from felixpy.render.nat_chains import Nets
+from felixpy.render.nets import WORD, interval_set
 from libcalico.dataplane.ruleset import Chain, Element, Hook, NftSet, Rule
 from libcalico.dataplane.tunnels import VXLAN_V4, VXLAN_V6
 from libcalico.net import IPV4, IPV6, Family
 
 _RAW, _FILTER = -300, 0
-_WORD = {IPV4: "ip", IPV6: "ip6"}
-_TYPE = {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
 _SENDERS = {IPV4: "vxlan-hosts4", IPV6: "vxlan-hosts6"}
 _IPIP_SENDERS = "ipip-hosts4"
 _WIREGUARD_SENDERS = {IPV4: "wg-hosts4", IPV6: "wg-hosts6"}
@@ -60,16 +59,15 @@ def render_overlays(
     guard: list[Rule] = []
 
     def senders(set_name: str, nets_name: str, family: Family) -> None:
-        sets.append(NftSet(set_name, _TYPE[family], interval=True))
-        members = [net for net in nets.get(nets_name, ()) if net.family is family]
-        elements[set_name] = [Element(str(net.network) if net.is_host else str(net)) for net in members]
+        made, elements[set_name] = interval_set(set_name, family, nets.get(nets_name, ()))
+        sets.append(made)
 
     for family in (IPV4, IPV6):
         if in_use.vxlan(family):
             senders(_SENDERS[family], VTEPS, family)
             match = f"meta nfproto ipv{family.value} udp dport {config.vxlan_port}"
             raw.append(Rule(f"{match} notrack", "VXLAN"))
-            foreign = f"{_WORD[family]} saddr != @{_SENDERS[family]} udp dport {config.vxlan_port}"
+            foreign = f"{WORD[family]} saddr != @{_SENDERS[family]} udp dport {config.vxlan_port}"
             guard.append(Rule(f"{foreign} fib daddr type local counter drop", "VXLAN of no node"))
     if in_use.ipip:
         senders(_IPIP_SENDERS, HOSTS, IPV4)
@@ -89,14 +87,14 @@ def tunnel_packets(overlays: Overlays, config: FelixConfig, direction: Direction
     """For host endpoints: tunnels between nodes are none of their policy's business."""
     word = "saddr" if direction == "ingress" else "daddr"
     rules = [
-        Rule(f"{_WORD[family]} {word} @{_SENDERS[family]} udp dport {config.vxlan_port} accept", "VXLAN of nodes")
+        Rule(f"{WORD[family]} {word} @{_SENDERS[family]} udp dport {config.vxlan_port} accept", "VXLAN of nodes")
         for family in (IPV4, IPV6)
         if overlays.in_use.vxlan(family)
     ]
     if overlays.in_use.ipip:
         rules.append(Rule(f"meta l4proto 4 ip {word} @{_IPIP_SENDERS} accept", "IP-in-IP of nodes"))
     for family, _, port in overlays.wireguard:
-        match = f"{_WORD[family]} {word} @{_WIREGUARD_SENDERS[family]} udp dport {port}"
+        match = f"{WORD[family]} {word} @{_WIREGUARD_SENDERS[family]} udp dport {port}"
         rules.append(Rule(f"{match} accept", "WireGuard of nodes"))
     return rules
 

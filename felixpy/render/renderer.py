@@ -28,6 +28,7 @@ from felixpy.render import chains, names
 from felixpy.render.delta import DataplaneDelta, ElementChange, Section
 from felixpy.render.hosts import HostRenderer
 from felixpy.render.nat_chains import render_nat
+from felixpy.render.nets import ADDRESS_TYPE, net_element
 from felixpy.render.overlay_chains import Overlays, render_overlays, wrong_source
 from felixpy.render.rules import RuleStyle, log_statement
 from felixpy.render.service_chains import render_service_guard
@@ -40,7 +41,6 @@ from libcalico.net import IPV4, IPV6, Family, Prefix
 from libcalico.reconcile import Index, put_or_drop
 
 _DIRECTIONS: tuple[Direction, Direction] = ("ingress", "egress")
-_ADDRESS_TYPE = {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
 
 
 class Renderer:
@@ -162,7 +162,7 @@ class Renderer:
         for family in (IPV4, IPV6):
             name = self._set_name(spec, family)
             if change.fresh:
-                delta.sets[name] = NftSet(name, f"{_ADDRESS_TYPE[family]} . inet_proto . inet_service")
+                delta.sets[name] = NftSet(name, f"{ADDRESS_TYPE[family]} . inet_proto . inet_service")
                 delta.change(name).replace = True
             delta.add_elements(name, (_port_element(m) for m in change.ports[0] if m[0].family is family))
             delta.remove_elements(name, (_port_element(m) for m in change.ports[1] if m[0].family is family))
@@ -183,13 +183,13 @@ class Renderer:
                 delta.elements.pop(old_name, None)
                 flipped = True
             if fresh or name != old_name:
-                delta.sets[name] = NftSet(name, _ADDRESS_TYPE[family], interval=wide)
+                delta.sets[name] = NftSet(name, ADDRESS_TYPE[family], interval=wide)
                 members = self._graph.ip_sets.members(spec.id)
-                elements = (_net_element(m) for m in members if isinstance(m, Prefix) and m.family is family)
+                elements = (net_element(m) for m in members if isinstance(m, Prefix) and m.family is family)
                 delta.elements[name] = ElementChange(dict.fromkeys(elements), replace=True)
                 continue
-            delta.add_elements(name, (_net_element(n) for n in change.nets[0] if n.family is family))
-            delta.remove_elements(name, (_net_element(n) for n in change.nets[1] if n.family is family))
+            delta.add_elements(name, (net_element(n) for n in change.nets[0] if n.family is family))
+            delta.remove_elements(name, (net_element(n) for n in change.nets[1] if n.family is family))
         if old_wide != change.wide:
             self._wide[spec.id] = change.wide
         return flipped
@@ -381,10 +381,6 @@ def _log_prefix(template: str, owner: ParsedPolicy | ParsedProfile) -> str:
         kind, name, full, tier = "pro", owner.name, owner.name, ""
     values = {"%t": tier, "%k": kind, "%n": name, "%p": full}
     return re.sub("%[tknp]", lambda m: values[m[0]], template)
-
-
-def _net_element(net: Prefix) -> Element:
-    return Element(str(net.network) if net.is_host else str(net))
 
 
 def _port_element(member: PortMember) -> Element:

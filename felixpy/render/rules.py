@@ -11,6 +11,7 @@ from itertools import product
 from typing import Literal
 
 from felixpy.calc.types import Action, IpSetSpec, Match, ParsedRule, PortRange, Stage
+from felixpy.render.nets import net_text
 from libcalico.dataplane.ruleset import Rule
 from libcalico.net import IPV4, IPV6, Family, Prefix
 
@@ -136,12 +137,12 @@ def _addresses(match: Match, side: Side, family: Family, style: RuleStyle) -> li
         if not nets:
             return None
         if not any(net.length == 0 for net in nets):
-            found.append(f"{word} {_braces(map(_net, nets))}")
+            found.append(f"{word} {_braces(map(net_text, nets))}")
     not_nets = widest(net for net in match.not_nets if net.family is family)
     if any(net.length == 0 for net in not_nets):
         return None
     if not_nets:
-        found.append(f"{word} != {_braces(map(_net, not_nets))}")
+        found.append(f"{word} != {_braces(map(net_text, not_nets))}")
     found += [f"{word} @{style.set_name(spec, family)}" for spec in match.sets]
     found += [f"{word} != @{style.set_name(spec, family)}" for spec in match.not_sets]
     return found
@@ -195,10 +196,6 @@ def _icmp(rule: ParsedRule) -> list[str]:
             f"{word} type != {kind}" if code is None else f"{word} type . {word} code != {{ {kind} . {code} }}"
         )
     return found
-
-
-def _net(net: Prefix) -> str:
-    return str(net.network) if net.is_host else str(net)
 
 
 def _braces(items: Iterable[str]) -> str:

@@ -12,12 +12,12 @@ from felixpy.calc.cluster_nets import SERVICES
 from felixpy.calc.config import FelixConfig
 from felixpy.render.delta import DataplaneDelta, Section
 from felixpy.render.nat_chains import Nets, net_set
+from felixpy.render.nets import WORD, interval_set
 from libcalico.dataplane.ruleset import Chain, Element, Hook, NftSet, Rule
 from libcalico.net import IPV4, IPV6
 
 _AFTER_POLICY = 4
 _VERDICTS = {"Drop": "drop", "Reject": "reject"}
-_WORD, _TYPE = {IPV4: "ip", IPV6: "ip6"}, {IPV4: "ipv4_addr", IPV6: "ipv6_addr"}
 
 
 def render_service_guard(section: Section, nets: Nets, config: FelixConfig, delta: DataplaneDelta) -> None:
@@ -27,11 +27,11 @@ def render_service_guard(section: Section, nets: Nets, config: FelixConfig, delt
     elements: dict[str, list[Element]] = {}
     rules: list[Rule] = []
     for family in (IPV4, IPV6) if verdict else ():
-        members = [net for net in nets.get(SERVICES, ()) if net.family is family]
+        name = net_set(SERVICES, family)
+        made, members = interval_set(name, family, nets.get(SERVICES, ()))
         if members:
-            name = net_set(SERVICES, family)
-            sets.append(NftSet(name, _TYPE[family], interval=True))
-            elements[name] = [Element(str(net.network) if net.is_host else str(net)) for net in members]
-            rules.append(Rule(f"{_WORD[family]} daddr @{name} counter {verdict}", "no service has this address"))
+            sets.append(made)
+            elements[name] = members
+            rules.append(Rule(f"{WORD[family]} daddr @{name} counter {verdict}", "no service has this address"))
     chains = [Chain("forward-services", tuple(rules), Hook("filter", "forward", _AFTER_POLICY))] if rules else []
     section.put(delta, chains, sets, elements)

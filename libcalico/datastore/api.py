@@ -88,6 +88,11 @@ class Compare(msgspec.Struct, frozen=True):
     operand: int | bytes
 
 
+def unchanged(key: str, row: KeyValue | None) -> Compare:
+    """Holds while a key is as it was read; None: while there is no such key."""
+    return Compare(key, CompareTarget.MOD_REVISION, row.mod_revision if row else 0)  # a missing key's revision is 0
+
+
 class Put(msgspec.Struct, frozen=True):
     """Store a value; ``lease`` 0: none."""
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from libcalico.clock import Clock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, Delete, Get, KeyValue, Op, Put
+from libcalico.datastore.api import Datastore, Delete, Get, KeyValue, Op, Put, unchanged
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block, BlockError
 from libcalico.model.codec import decode_value
 from libcalico.model.ipam import IpamSettings
 from libcalico.model.keys import BlockKey, HandleKey, IpamConfigKey
+from libcalico.model.stored import encode
 from libcalico.net import Prefix
 
 TRIES = 100  # of one step; libcalico-go's datastoreRetries
@@ -78,10 +79,7 @@ class BlockStore:
         return (await self._store.txn((), [Get(key) for key in keys])).gets
 
     async def _write(self, keys: Sequence[str], rows: Sequence[KeyValue | None], ops: Sequence[Op]) -> bool:
-        compares = [
-            Compare(key, CompareTarget.MOD_REVISION, row.mod_revision if row else 0)
-            for key, row in zip(keys, rows, strict=True)
-        ]
+        compares = [unchanged(key, row) for key, row in zip(keys, rows, strict=True)]
         return (await self._store.txn(compares, ops)).succeeded
 
     async def _wait(self, attempt: int) -> None:
@@ -110,11 +108,6 @@ def read_block(prefix: Prefix, row: KeyValue) -> Block:
         return blocks.check_block(prefix, json.loads(row.value))
     except ValueError as why:
         raise BlockError(f"block {prefix}: not JSON: {why}") from why
-
-
-def encode(value: Mapping[str, Any]) -> bytes:
-    """JSON without blanks."""
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _handle_ops(handle: str, row: KeyValue | None, cidr: str, difference: int) -> list[Op]:

@@ -19,7 +19,7 @@ from libcalico.clock import Clock
 from libcalico.datastore.api import Datastore, Delete, Get, GetAll, KeyValue, Op, Put
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block
-from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, encode, read_block, read_settings
+from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, read_block, read_settings
 from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations, choose_pools, read_pool, reserved_test
 from libcalico.model.codec import decode_value
 from libcalico.model.ipam import IpamSettings
@@ -33,6 +33,7 @@ from libcalico.model.keys import (
     ResourceKey,
     undashed,
 )
+from libcalico.model.stored import encode
 from libcalico.net import Addr, Family, Prefix
 
 __all__ = ["IpamClient", "IpamError"]

@@ -6,7 +6,6 @@ nothing wrong.  :mod:`libcalico.ipam.repair` carries them out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from libcalico.ipam.check import Report, counts_of, invalid
 from libcalico.ipam.state import Allocation, State, StoredAffinity, StoredBlock
 from libcalico.model.keys import BlockAffinityKey, BlockKey, HandleKey
+from libcalico.model.stored import encode
 from libcalico.net import Prefix
 
 
@@ -98,7 +98,7 @@ def handle_mends(state: State, report: Report) -> list[Mend]:
         document["block"] = {str(prefix): counts[prefix] for prefix in sorted(counts)}
         blocks = {BlockKey(prefix).path: state.blocks[prefix].revision for prefix in counts}
         unchanged = {path: stored.revision if stored else 0, **blocks}
-        found.append(Mend(f"count handle {name} anew", unchanged, {path: _json(document)}))
+        found.append(Mend(f"count handle {name} anew", unchanged, {path: encode(document)}))
     return found
 
 
@@ -113,16 +113,12 @@ def affinity_mend(state: State, affinity: StoredAffinity) -> Mend:
     if affinity.state == "pendingDeletion" and block.is_empty:
         return Mend(f"finish removing {whose}", unchanged, {}, (path, BlockKey(affinity.prefix).path))
     document = {**affinity.document, "state": "confirmed"}
-    return Mend(f"confirm {whose}", unchanged, {path: _json(document)})
+    return Mend(f"confirm {whose}", unchanged, {path: encode(document)})
 
 
 def claim(block: StoredBlock) -> Mend:
     """Give a block's owner the affinity that it lacks."""
     path = BlockAffinityKey(block.owner, block.prefix, block.owner_type).path
-    value = _json({"state": "confirmed", "deleted": False})
+    value = encode({"state": "confirmed", "deleted": False})
     what = f"make the affinity of {block.owner} to {block.prefix}"
     return Mend(what, {path: 0, BlockKey(block.prefix).path: block.revision}, {path: value})
-
-
-def _json(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()

@@ -19,13 +19,14 @@ from typing import Any
 import msgspec
 
 from libcalico.clock import Clock
-from libcalico.datastore.api import Compare, CompareTarget, Datastore, KeyValue, Put
+from libcalico.datastore.api import Datastore, Put, unchanged
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import AlreadyAssigned, Block, BlockError
 from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.model.codec import decode_value
 from libcalico.model.keys import RESOURCES, ResourceKey
 from libcalico.model.resources import IPPoolSpec
+from libcalico.model.stored import encode, parse_object
 from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
 from libcalico.selector import parse_selector
 
@@ -191,7 +192,9 @@ class _Work:
         row = await self._store.get(key.path)
         if row is None:
             raise IpamError(f"node {self._node}: there is no Node object")
-        before = _load(row)
+        before = parse_object(row.value)
+        if before is None:
+            raise IpamError(f"{row.key}: is no JSON object")
         pools = await self._pools()
         result, after = TunnelResult(addresses={}, failures={}), before
         for kind in kinds:
@@ -206,9 +209,8 @@ class _Work:
             if addr is not None:
                 result.addresses[kind] = addr
         if after != before:
-            same = Compare(row.key, CompareTarget.MOD_REVISION, row.mod_revision)
-            value = json.dumps(after, separators=(",", ":"), ensure_ascii=False).encode()
-            if not (await self._store.txn([same], [Put(row.key, value, row.lease)])).succeeded:
+            put = Put(row.key, encode(after), row.lease)
+            if not (await self._store.txn([unchanged(row.key, row)], [put])).succeeded:
                 return None
             result.changed = True
         for kind in kinds:
@@ -280,13 +282,3 @@ class _Work:
 
 def _is_in(addr: Addr, pools: Iterable[Prefix]) -> bool:
     return any(prefix.contains(addr) for prefix in pools)
-
-
-def _load(row: KeyValue) -> Document:
-    try:
-        document = json.loads(row.value)
-    except ValueError as why:
-        raise IpamError(f"{row.key}: not JSON: {why}") from None
-    if not isinstance(document, dict):
-        raise IpamError(f"{row.key}: is no object")
-    return document
