@@ -124,7 +124,9 @@ class Daemon:
         except (OSError, ValueError, SpeakerError) as why:
             error = f"{self.settings.speaker_file}: {why}"
             if error != self.config_error:
-                self._log.error("configuration-refused", reason=error)
+                first = isinstance(why, FileNotFoundError) and not self._exabgp_text
+                tell = self._log.info if first else self._log.error
+                tell("waiting-for-configuration" if first else "configuration-refused", reason=error)
             self.config_error = error
             raise ControlError(error) from None
         self.config_error = ""

@@ -129,7 +129,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
         raise ConfigError(str(why)) from None
     store = EtcdDatastore(etcd)
     prefix = "/calico/" if settings.backend == "calico" else settings.prefix
-    syncer = Syncer(store, mailbox, prefix)
+    syncer = Syncer(store, mailbox, prefix, on_outage=program.outage)
     confd = Confd(settings, source, mailbox, program)
     result: list[int] = []
 

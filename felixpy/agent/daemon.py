@@ -66,7 +66,7 @@ class Agent:
         self._renderer = Renderer(self.graph)
         self._renderer.may_log_denials = False  # until the kernel has been asked
         self._mailbox = Mailbox()
-        self._syncer = Syncer(store, self._mailbox)
+        self._syncer = Syncer(store, self._mailbox, on_outage=program.outage)
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
         prefixes = self._config().interface_prefixes
         self.metrics = AgentMetrics(self.graph, lambda: self.dataplane.applied_revision, lambda: self._syncer.state)

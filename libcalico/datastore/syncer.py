@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -83,11 +83,13 @@ class Syncer:
 
     def __init__(
         self, store: Datastore, mailbox: Mailbox, prefix: str = "/calico/", *,
+        on_outage: Callable[[str], None] = lambda _: None,
         log: structlog.typing.FilteringBoundLogger | None = None, rng: random.Random | None = None,
     ) -> None:  # fmt: skip
         self.state = SyncerState()
         self._store, self._mailbox, self._prefix = store, mailbox, prefix
         self._log = log or cast(structlog.typing.FilteringBoundLogger, structlog.get_logger(part="syncer"))
+        self._on_outage = on_outage  # told the reason, and "" when it is over
         self._backoff = Backoff(rng or random.Random())  # noqa: S311  # jitter
         self._view: View = {}
         self._known: StoreStatus | None = None  # whose state the view is
@@ -240,6 +242,7 @@ class Syncer:
             self._healthy_since = now
         if self.state.last_error:
             self.state.last_error = ""
+            self._on_outage("")
             self._log.info("datastore-back", rev=self.state.revision)
 
     def _failed(self, error: Exception, relist: str) -> None:
@@ -256,6 +259,7 @@ class Syncer:
         elif state.last_error != reason:
             self._log.debug("datastore-still-lost", reason=reason)
         state.last_error = reason
+        self._on_outage(reason)
 
     async def _pause(self, error: Exception) -> None:
         """Never a hot loop; but the first relist after a healthy time comes at once."""

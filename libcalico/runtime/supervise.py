@@ -71,7 +71,7 @@ class Program:
         self.reload = ReloadEvent(self._reloaded)
         self.is_ready = False
         self._notifier = Notifier({}) if notifier is None else notifier
-        self._status = ""
+        self._status = self._outage = ""
         self._alive, self._idle = True, False
         self._told_ready = False
 
@@ -87,12 +87,19 @@ class Program:
         """Set the one-line status (``systemctl status``)."""
         if text != self._status:
             self._status = text
-            self._notifier.status(text)
+            self._notifier.status(self.status_text)
+
+    def outage(self, reason: str) -> None:
+        """Say why there is no datastore just now, behind the status; empty: there is one."""
+        if reason != self._outage:
+            self._outage = reason
+            self._notifier.status(self.status_text)
 
     @property
     def status_text(self) -> str:
-        """The status as it was set last."""
-        return self._status
+        """The status as it stands."""
+        outage = f"no datastore: {self._outage}" if self._outage else ""
+        return "; ".join(filter(None, (self._status, outage)))
 
     def alive(self) -> None:
         """Feed the watchdog; to be called by the loop that does the work, whenever it has come round."""
@@ -123,7 +130,7 @@ class Program:
         """
         if not self.is_ready:
             self._tell_ready()
-            self._notifier.status(f"not ready yet: {self._status or 'still starting'}")
+            self._notifier.status(f"not ready yet: {self.status_text or 'still starting'}")
 
     def stopping(self) -> None:
         """Tell the service manager that we are about to end."""

@@ -60,9 +60,11 @@ class Consumer:
 
 
 @contextlib.asynccontextmanager
-async def syncing(store: Datastore, limit: int = 1000) -> AsyncIterator[tuple[Syncer, Consumer]]:
+async def syncing(
+    store: Datastore, limit: int = 1000, on_outage: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[tuple[Syncer, Consumer]]:
     mailbox = Mailbox(limit)
-    syncer = Syncer(store, mailbox, rng=NoPause())
+    syncer = Syncer(store, mailbox, on_outage=on_outage, rng=NoPause())
     task = asyncio.create_task(syncer.run())
     try:
         yield syncer, Consumer(mailbox)
@@ -93,11 +95,13 @@ async def two(one: FakeEtcd) -> AsyncIterator[FakeEtcd]:
 
 
 @contextlib.asynccontextmanager
-async def following(*fakes: FakeEtcd) -> AsyncIterator[tuple[Syncer, Consumer, FakeWatch]]:
+async def following(
+    *fakes: FakeEtcd, on_outage: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[tuple[Syncer, Consumer, FakeWatch]]:
     """A syncer in sync at revision 10, and the server's end of its first watch."""
     store = EtcdDatastore(EtcdSettings(endpoints=tuple(f.url for f in fakes), call_timeout_s=2))
     try:
-        async with syncing(store) as (syncer, consumer):
+        async with syncing(store, on_outage=on_outage) as (syncer, consumer):
             await consumer.take()
             watch = await fakes[0].next_watch()
             yield syncer, consumer, watch
@@ -248,6 +252,21 @@ async def test_a_refusal_is_visible_and_leaves_the_view_alone(one: FakeEtcd) -> 
         again.events((P + "a", b"2", 11))
         await consumer.until(lambda: consumer.rows[P + "a"] == b"2")
         assert syncer.state.last_error == ""
+
+
+async def test_an_outage_is_told_with_its_reason_and_so_is_its_end(one: FakeEtcd) -> None:
+    told: list[str] = []
+    async with following(one, on_outage=told.append) as (_, consumer, watch):
+        assert told == []
+        cut(watch)
+        again = await one.next_watch()
+        assert len(told) == 1
+        assert "gone" in told[0]
+        one.revision = 11
+        again.created()
+        again.events((P + "a", b"2", 11))
+        await consumer.until(lambda: consumer.rows[P + "a"] == b"2")
+        assert told[1:] == [""]
 
 
 async def test_a_list_without_news_still_moves_the_consumer_to_its_revision(one: FakeEtcd) -> None:

@@ -373,3 +373,19 @@ async def test_a_retried_task_can_be_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_an_outage_stands_behind_whatever_the_status_says(tmp_path: Path) -> None:
+    manager = Manager(tmp_path / "notify")
+    program = Program("test", Notifier({"NOTIFY_SOCKET": manager.address}))
+    program.status("in sync at revision 7")
+    program.outage("connection refused")
+    program.outage("connection refused")
+    program.status("in sync at revision 8")
+    program.outage("")
+    assert [manager.next() for _ in range(4)] == [
+        "STATUS=in sync at revision 7",
+        "STATUS=in sync at revision 7; no datastore: connection refused",
+        "STATUS=in sync at revision 8; no datastore: connection refused",
+        "STATUS=in sync at revision 8",
+    ]
