@@ -14,11 +14,16 @@ from tests.vm.machine import Machine
 R = "/calico/resources/v3/projectcalico.org/"
 NUMBERS = (1, 2)
 POOL = R + "ippools/pods"
+POOL_V6 = R + "ippools/pods-v6"
 FELIX = R + "felixconfigurations/default"
 
 
 def pod_address(number: int) -> str:
     return f"10.65.{number}.1"
+
+
+def pod_address_v6(number: int) -> str:
+    return f"fd00:65:{number}::1"
 
 
 def interface(number: int) -> str:
@@ -33,6 +38,13 @@ def pool(ipip: str = "Never", vxlan: str = "Never") -> dict[str, Any]:
             "nodeSelector": "all()", "allowedUses": ["Workload", "Tunnel"],
         },
     }  # fmt: skip
+
+
+def pool_v6(vxlan: str = "Never") -> dict[str, Any]:
+    return _resource(
+        "IPPool", "pods-v6", cidr="fd00:65::/32", blockSize=122, ipipMode="Never", vxlanMode=vxlan, natOutgoing=False,
+        nodeSelector="all()", allowedUses=["Workload", "Tunnel"],
+    )  # fmt: skip
 
 
 def felix(**spec: Any) -> dict[str, Any]:
@@ -61,21 +73,42 @@ def rows() -> dict[str, Any]:
     }
     for number in NUMBERS:
         name = f"node{number}"
-        found[f"/calico/ipam/v2/host/{name}/ipv4/block/10.65.{number}.0-26"] = {"state": "confirmed"}
-        found[f"/calico/ipam/v2/assignment/ipv4/block/10.65.{number}.0-26"] = {
-            "cidr": f"10.65.{number}.0/26", "affinity": f"host:{name}",
-            "allocations": [None, 0, *[None] * 62], "unallocated": [0, *range(2, 64)],
-            "attributes": [{"handle_id": f"vm.{name}", "secondary": {"node": name}}],
-        }  # fmt: skip
-        found[f"/calico/ipam/v2/handle/vm.{name}"] = {"block": {f"10.65.{number}.0/26": 1}}
-        endpoint = _resource(
-            "WorkloadEndpoint", f"{name}-cni-c{number}-eth0", orchestrator="cni", node=name,
-            containerID=f"c{number}", endpoint="eth0", profiles=["open"], ipNetworks=[f"{pod_address(number)}/32"],
-            interfaceName=interface(number),
-        )  # fmt: skip
-        endpoint["metadata"] |= {"namespace": "default", "labels": {"machine": name}}
-        found[f"{R}workloadendpoints/default/{name}-cni-c{number}-eth0"] = endpoint
+        found |= _block(name, "ipv4", f"10.65.{number}.0/26", f"vm.{name}")
+        found |= _endpoint(number, f"{pod_address(number)}/32")
     return found
+
+
+def rows_of_ipv6() -> dict[str, Any]:
+    """What the second family adds: a pool, a block each, and the pods' endpoints with both addresses."""
+    found: dict[str, Any] = {POOL_V6: pool_v6()}
+    for number in NUMBERS:
+        found |= _block(f"node{number}", "ipv6", f"fd00:65:{number}::/122", f"vm6.node{number}")
+        found |= _endpoint(number, f"{pod_address(number)}/32", f"{pod_address_v6(number)}/128")
+    return found
+
+
+def _block(node: str, family: str, cidr: str, handle: str) -> dict[str, Any]:
+    """A block of 64 addresses of a node; the second of them is a pod's."""
+    word = cidr.replace("/", "-")
+    return {
+        f"/calico/ipam/v2/host/{node}/{family}/block/{word}": {"state": "confirmed"},
+        f"/calico/ipam/v2/assignment/{family}/block/{word}": {
+            "cidr": cidr, "affinity": f"host:{node}",
+            "allocations": [None, 0, *[None] * 62], "unallocated": [0, *range(2, 64)],
+            "attributes": [{"handle_id": handle, "secondary": {"node": node}}],
+        },
+        f"/calico/ipam/v2/handle/{handle}": {"block": {cidr: 1}},
+    }  # fmt: skip
+
+
+def _endpoint(number: int, *networks: str) -> dict[str, Any]:
+    name = f"node{number}-cni-c{number}-eth0"
+    endpoint = _resource(
+        "WorkloadEndpoint", name, orchestrator="cni", node=f"node{number}", containerID=f"c{number}", endpoint="eth0",
+        profiles=["open"], ipNetworks=list(networks), interfaceName=interface(number),
+    )  # fmt: skip
+    endpoint["metadata"] |= {"namespace": "default", "labels": {"machine": f"node{number}"}}
+    return {f"{R}workloadendpoints/default/{name}": endpoint}
 
 
 def _resource(kind: str, name: str, **spec: Any) -> dict[str, Any]:

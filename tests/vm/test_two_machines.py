@@ -146,6 +146,37 @@ def test_wireguard_encrypts_between_the_machines_as_long_as_it_is_asked_for(mach
     until_pods_talk(machines)
 
 
+@pytest.mark.parametrize("way", ["unencapsulated", "vxlan"])
+def test_pods_reach_each_other_by_ipv6(machines: Pair, way: str) -> None:
+    if way == "unencapsulated":
+        for machine in machines.both:
+            give_ipv6(machine)
+        cluster.put(machines.one, cluster.rows_of_ipv6())
+    else:
+        cluster.put(machines.one, {cluster.POOL_V6: cluster.pool_v6("Always")})
+    for machine in machines.both:
+        there = 3 - machine.number
+        wanted = f"via fd00:c0::{there} dev eth0 proto bird" if way == "unencapsulated" else "dev vxlan-v6.calico"
+        machine.until(f"ip -6 route show fd00:65:{there}::/122 | tee /dev/stderr | grep -F '{wanted}'", SLOW_S)
+    for machine in machines.both:
+        there = cluster.pod_address_v6(3 - machine.number)
+        machine.until(f"ip netns exec pod ping -q -c 1 -W 3 {there}", SLOW_S)
+    until_pods_talk(machines)
+
+
+def give_ipv6(machine: Machine) -> None:
+    """The machine and its pod get an address of the second family, and the node is registered with it."""
+    number, inside = machine.number, cluster.interface(machine.number)
+    machine.run(
+        f"ip address add fd00:c0::{number}/64 dev eth0 nodad\n"
+        "echo IP6=autodetect >>/etc/felixpy/felixpy.env; systemctl restart felixpy-node-init\n"
+        f"ip -n pod address add {cluster.pod_address_v6(number)}/128 dev eth0 nodad\n"
+        f"gateway=$(ip -6 -br address show dev {inside} scope link | grep -o 'fe80:[^/]*')\n"
+        "ip -n pod -6 route add default via $gateway dev eth0",
+        SLOW_S,
+    )
+
+
 def test_policy_closes_a_pod_and_opens_it_again(machines: Pair) -> None:
     key = cluster.R + "globalnetworkpolicies/closed"
     cluster.put(machines.one, {key: cluster.policy_that_closes(2)})
@@ -179,6 +210,36 @@ def test_a_daemon_that_crashes_is_started_again_and_no_packet_is_lost(machines: 
             two.until(f"systemctl show -P MainPID {daemon} | grep -vxE '0|{before[daemon]}'")
         in_step(two)
     assert ping.lost == []
+
+
+def test_a_daemon_that_hangs_is_replaced_and_no_packet_is_lost(machines: Pair) -> None:
+    two, hanging = machines.two, ("felixpy", "birdpy")
+    with Ping(machines.one, "pod", other(machines.one)) as ping:
+        before = {daemon: show(two, daemon, "MainPID") for daemon in hanging}
+        two.run(f"kill -STOP {' '.join(before.values())}")
+        for daemon in hanging:
+            two.until(f"systemctl show -P MainPID {daemon} | grep -vxE '0|{before[daemon]}'", SLOW_S)
+            assert "Watchdog timeout" in two.run(f"journalctl -u {daemon} --no-pager -o cat")
+        in_step(two)
+    assert ping.lost == []
+
+
+def test_without_etcd_packets_flow_and_the_status_says_what_is_missing(machines: Pair) -> None:
+    with Ping(machines.one, "pod", other(machines.one)) as ping:
+        machines.one.run("systemctl stop etcd")
+        for machine in machines.both:
+            said = machine.until("systemctl status --no-pager felixpy | grep 'Status:.*; no datastore: '", SLOW_S)
+            assert re.search(r'Status: "in sync at revision \d+, 1 endpoints; no datastore: .+"', said)
+            machine.until("systemctl status --no-pager confd | grep 'Status: \"rendered at .*; no datastore: '", SLOW_S)
+        machines.one.run("systemctl start etcd", SLOW_S)
+        for machine in machines.both:
+            machine.until("systemctl show -P StatusText felixpy confd | (! grep datastore)", SLOW_S)
+    assert ping.lost == []
+
+
+def test_reload_is_understood(machines: Pair) -> None:
+    machines.two.run("systemctl reload confd birdpy", SLOW_S)
+    in_step(machines.two)
 
 
 def test_an_upgrade_loses_no_packet(machines: Pair) -> None:
