@@ -10,7 +10,6 @@ announcer's death (its connections break at once, no graceful restart) until the
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import jinja2
 
+import bench
 from confd.agent.settings import ConfdSettings
 from confd.render import Renderer
 from libcalico.model.speaker import Peer, SpeakerConfig
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--routes", type=int, nargs="+", default=[10_000])
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args([] if os.path.basename(sys.argv[0]) == "__main__.py" else None)
+    options = bench.options(parser)
     print(f"one peer, median of {options.rounds} rounds: seconds, and megabytes of memory (birdpy: with ExaBGP)")
     print(f"{'routes':>8} {'':<7}{'birdpy':>9}{'BIRD 2':>9}{'ratio':>8}")
     for count in options.routes:

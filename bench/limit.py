@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import bench
 from bench.bgp import Announcer, megabytes, start_birdpy, until
 from libcalico.model.speaker import Peer
 from libcalico.runtime.control import ControlError, call
@@ -109,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--routes", type=int, default=1_000_000)
     parser.add_argument("--limit", type=int, default=10_000)
-    options = parser.parse_args([] if os.path.basename(sys.argv[0]) == "__main__.py" else None)
+    options = bench.options(parser)
     folder = Path(tempfile.mkdtemp(prefix="bench-limit-"))
     processes: list[subprocess.Popen[str]] = []
     try:

@@ -35,6 +35,7 @@ from typing import Any
 
 import jinja2
 
+import bench
 from bench.bgp import megabytes
 from confd.agent.settings import ConfdSettings
 from confd.context.bgp import BgpContext
@@ -283,7 +284,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=99)
     parser.add_argument("--prefixes", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args([] if os.path.basename(sys.argv[0]) == "__main__.py" else None)
+    options = bench.options(parser)
     ours, theirs = [], []
     for _ in range(options.rounds):
         ours.append(_ours(options))

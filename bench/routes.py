@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+import bench
 from libcalico.dataplane.routes import NextHop, Route, RouteKey, RouteProtocol
 from libcalico.kernel.links import LinkTable
 from libcalico.kernel.routes import Change, NetlinkRoutes, RouteReconciler
@@ -121,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--routes", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = bench.options(parser)
     with Namespace("bench") as ns, Namespace("peer") as peer:
         link(ns, "eth1", peer, "eth1")
         ns.run("ip", "address", "add", "192.0.2.1/24", "dev", "eth1")
