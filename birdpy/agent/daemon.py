@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 
@@ -166,8 +167,8 @@ class Daemon:
         if not config.peers:
             self.process.suspend()
             return
-        every = ["0.0.0.0", "::"] if config.ipv6_address else ["0.0.0.0"]  # noqa: S104  # bindMode None: all addresses
-        self.process.start(exabgp_environment(config.listen_addresses or every, config.listen_port, os.environ))
+        listen = config.listen_addresses or _every_address()
+        self.process.start(exabgp_environment(listen, config.listen_port, os.environ))
         if changed and self.process.pid is not None:
             self.process.reload()
 
@@ -322,3 +323,11 @@ class Daemon:
         self._health.report(ready=ready, detail=why)
         trouble = ", configuration refused" if self.config_error else ""
         self._program.ready(f"{up}/{len(self.sessions)} sessions up, {len(self.speaker.fib)} routes{trouble}")
+
+
+def _every_address() -> list[str]:
+    """bindMode None: all addresses of every family that the kernel has, the node's or not.
+
+    Another list would be another ExaBGP, and a node that gets an IPv6 address must not lose its IPv4 sessions for it.
+    """
+    return ["0.0.0.0", "::"] if Path("/proc/net/if_inet6").exists() else ["0.0.0.0"]  # noqa: S104

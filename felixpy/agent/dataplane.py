@@ -103,7 +103,7 @@ class Dataplane:
         self._device_protocol, self._remove_external = int(RouteProtocol.BOOT), False
         self._route_ops = NetlinkRoutes(self._routes_sock, self.links, MAIN_TABLE, _PROTOCOLS)
         self._young = young or YoungInterfaces()
-        self.routes = RouteReconciler(self._route_ops, self._route_is_ours, grace=self._grace)
+        self.routes = RouteReconciler(self._route_ops, self._route_is_ours, self._has_had_its_time, self._grace)
         self.nft = NftReconciler(self._nft_ops, TABLE, TABLE_FAMILY, self._closed_body)
         self.tunnels = TunnelReconciler(self._sock, self.links)
         self.neighbours = NeighbourReconciler(self._sock, self.links, self._has_neighbours_of_ours)
@@ -421,6 +421,10 @@ class Dataplane:
         """To another node."""
         in_main = route.key.table == MAIN_TABLE
         return in_main and bool(route.next_hops) and not self._leads_to_workload(route)
+
+    def _has_had_its_time(self, route: Route) -> bool:
+        """BGP's way to one address that an endpoint here has now: the other nodes will take it back."""
+        return route.protocol == RouteProtocol.BIRD and route.key.prefix.is_host and self._leads_away(route)
 
     def _grace(self, route: Route) -> float | None:
         """Until when a route to one address may stay that nobody wants: its endpoint may be on its way."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.interop.birdpy.raw_peer import RawPeer, update_message
-from tests.interop.birdpy.world import NODE, BirdPeer, R, World, bgp_peer, until
+from tests.interop.birdpy.world import NODE, NODE6, BirdPeer, R, World, bgp_peer, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -117,6 +117,19 @@ def test_a_change_of_one_session_restarts_that_one_only(world: World) -> None:
     until("up", lambda: world.established("inner"), 30)
     after = {name: world.since(name) for name in NAMES}
     assert {n for n in NAMES if after[n] != before[n]} == {"inner"}
+
+
+def test_an_ipv6_address_that_comes_and_goes_touches_no_ipv4_session(world: World) -> None:
+    before = {name: world.since(name) for name in NAMES}
+    starts = world.show("status")["exabgpStarts"]
+    node = world.objects[R + "nodes/n1"]
+    more = {**node["spec"]["bgp"], "ipv6Address": f"{NODE6}/64"}
+    world.apply({R + "nodes/n1": {**node, "spec": {**node["spec"], "bgp": more}}})
+    until("the address", lambda: world.show("status")["ipv6"].partition("/")[0] == NODE6)
+    world.apply({R + "nodes/n1": node})
+    until("no address", lambda: not world.show("status")["ipv6"])
+    assert {name: world.since(name) for name in NAMES} == before
+    assert world.show("status")["exabgpStarts"] == starts
 
 
 def test_a_peering_under_another_name_is_still_the_same_session(world: World) -> None:

@@ -225,3 +225,26 @@ def test_a_route_of_a_cni_plugin_stays_until_its_endpoint_comes_and_goes_at_once
         await asyncio.gather(watch, return_exceptions=True)
 
     run_with(work, ns=ns)
+
+
+def test_an_address_that_moved_here_does_not_wait_until_bgp_takes_its_former_place_back() -> None:
+    ns = Namespace("moved")
+    for name in ("cali0", "eth0"):
+        ns.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+        ns.run("ip", "link", "set", name, "up")
+    ns.run("ip", "address", "add", "192.0.2.1/24", "dev", "eth0")
+    for prefix, protocol in (("10.65.0.9/32", "bird"), ("10.65.0.8/32", "static"), ("10.65.1.0/26", "bird")):
+        ns.run("ip", "route", "add", prefix, "via", "192.0.2.2", "proto", protocol, "metric", "1024")
+    keys = [RouteKey(Prefix.parse(text), MAIN_TABLE, 1024) for text in ("10.65.0.9/32", "10.65.0.8/32", "10.65.1.0/26")]
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.start_sweep()
+        wanted = {key: Route(key, 3, next_hops=(NextHop(dev="cali0"),), scope=Scope.LINK) for key in keys}
+        dataplane.want(DataplaneDelta(routes=wanted), 1)
+        while dataplane.routes.problems.keys() != {*keys[1:]}:
+            await dataplane.passed()
+        assert "dev cali0 scope link" in ns.run("ip", "route", "show", "10.65.0.9")
+        for prefix in ("10.65.0.8", "10.65.1.0/26"):
+            assert "via 192.0.2.2" in ns.run("ip", "route", "show", prefix)
+
+    run_with(work, ns=ns)
