@@ -249,13 +249,14 @@ class RouteReconciler:
         self._grace_over = None
         self._passing = True
         try:
-            if self.audit_due:
-                outcome.drifted = await self._audit()
+            undone = await self._audit() if self.audit_due else []
             for key in self._retry.take_due(now):
                 self._held.pop(key, None)
             await self._write(self._todo(), outcome, now)
         finally:
             self._passing = False
+        # what could not be put right is a problem; and a route whose device went with it nobody has tampered with
+        outcome.drifted = [key for key in undone if not self._differs(key)]
         outcome.waiting.update({key: why for key, why in self._held.items() if isinstance(why, NotReady)})
         return outcome
 

@@ -206,6 +206,22 @@ async def test_a_foreign_route_in_the_way_is_named_and_left_until_it_goes() -> N
     assert (await reconciler.reconcile(0)).created == 1
 
 
+async def test_a_route_that_goes_with_its_device_is_no_drift_and_one_that_goes_alone_is() -> None:
+    kernel = FakeKernelRoutes([OURS], {"eth1"})
+    reconciler = RouteReconciler(kernel, is_ours)
+    reconciler.want(KEY, route(KEY))
+    await reconciler.reconcile(0)
+    for devices, drifted in ((set[str](), []), ({"eth1"}, [KEY])):
+        kernel.devices = devices
+        del kernel.routes[KEY]
+        assert reconciler.on_route_event(route(KEY), gone=True)
+        assert (await reconciler.reconcile(0)).drifted == drifted
+        kernel.devices = {"eth1"}
+        reconciler.on_link_change()
+        assert (await reconciler.reconcile(0)).drifted == []
+        assert kernel.routes == {KEY: route(KEY)}
+
+
 async def test_a_foreign_route_that_may_be_taken_over_is_replaced() -> None:
     kernel = FakeKernelRoutes([OURS], {"eth1"})
     kernel.put(route(KEY, protocol=THEIRS))
