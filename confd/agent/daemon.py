@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jinja2
 
 from confd.agent.metrics import ConfdMetrics
 from confd.agent.settings import ConfdSettings
-from confd.publisher import Publisher, PublishError
+from confd.publisher import Publisher, PublishError, Reloads
 from confd.render import Renderer, RenderError
 from confd.resource import load_resources
 from confd.source import Source
@@ -43,6 +43,7 @@ class Confd:
         self._log = get_logger("confd")
         self._renderer = Renderer(jinja2.FileSystemLoader(settings.folder / "templates"))
         self._publishers: list[Publisher] = []
+        self._reloads = Reloads()
         self._known_problems: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.renders = 0
@@ -144,7 +145,7 @@ class Confd:
             name = publisher.resource.name
             try:
                 text = self._renderer.render(publisher.resource.src, values)
-                done = await publisher.publish(text, reload=not self._settings.sync_only)
+                done = await publisher.publish(text)
             except (RenderError, PublishError) as why:
                 failures[name] = reason = hide(str(why), self._source.secrets())
                 if self.failures.get(name) != reason:
@@ -152,15 +153,32 @@ class Confd:
                 continue
             if done.changed:
                 self.changes += 1
-                self._log.info("published", resource=name, dest=str(publisher.resource.dest), reloaded=done.reloaded)
+                self._log.info("published", resource=name, dest=str(publisher.resource.dest))
+                if not self._settings.noop:
+                    self._reloads.owe(publisher.resource)
             if self._settings.noop and done.diff:
                 sys.stdout.write(hide(done.diff, self._source.secrets()))
+        failures |= await self._reload(failures)
         self.failures = failures
         self.metrics.render_seconds.observe(time.perf_counter() - began)
         self._report()
         trouble = f", failed: {', '.join(failures)}" if failures else ""
         self._tell(f"rendered at revision {self.revision}{trouble}", ready=True)
         return not failures
+
+    async def _reload(self, failures: Mapping[str, str]) -> dict[str, str]:
+        """Run what is owed now that all files are in place; name of a resource to what went wrong."""
+        if self._settings.sync_only:
+            return {}
+        found: dict[str, str] = {}
+        for name, reason in (await self._reloads.run()).items():
+            if not reason:
+                self._log.info("reloaded", resource=name)
+            elif name not in failures:  # what is wrong with the file itself says more
+                found[name] = hide(reason, self._source.secrets())
+                if self.failures.get(name) != found[name]:
+                    self._log.error("resource-failed", resource=name, reason=found[name])
+        return found
 
     def _report(self) -> None:
         """Say how it is: ready once everything was rendered, and as long as nothing fails."""

@@ -22,10 +22,9 @@ class PublishError(Exception):
 
 @dataclass(frozen=True)
 class Published:
-    """What was done."""
+    """What was done; ``diff`` is what would have been, with ``noop``."""
 
     changed: bool
-    reloaded: bool
     diff: str = ""
 
 
@@ -35,15 +34,12 @@ class Publisher:
     def __init__(self, resource: TemplateResource, *, noop: bool = False, keep_stage_file: bool = False) -> None:
         self.resource = resource
         self._noop, self._keep = noop, keep_stage_file
-        self._reload_owed = False
 
-    async def publish(self, text: str, *, reload: bool = True) -> Published:
-        """Bring the file to ``text``.
-
-        A reload that failed is owed and tried again with the next call, though the text is the same.
+    async def publish(self, text: str) -> Published:
+        """Bring the file to ``text``; what is to be reloaded then is :class:`Reloads`' business.
 
         Raises:
-            PublishError: Staging, the check or the reload failed.
+            PublishError: Staging or the check failed.
         """
         resource = self.resource
         try:
@@ -52,23 +48,13 @@ class Publisher:
             old = None
         except (OSError, UnicodeDecodeError) as why:
             raise PublishError(f"{resource.dest}: {why}") from None
-        if old == text and not self._reload_owed:
-            return Published(False, False)
-        diff = "".join(
-            difflib.unified_diff(
-                (old or "").splitlines(keepends=True), text.splitlines(keepends=True), str(resource.dest), "rendered"
-            )
-        )
+        if old == text:
+            return Published(False)
         if self._noop:
-            return Published(old != text, False, diff)
-        if old != text:
-            await self._swap(text)
-            self._reload_owed = bool(resource.reload_cmd)
-        if self._reload_owed and reload:
-            await self._command(resource.reload_cmd, resource.dest, "reload")
-            self._reload_owed = False
-            return Published(old != text, True, diff)
-        return Published(old != text, False, diff)
+            lines = (old or "").splitlines(keepends=True), text.splitlines(keepends=True)
+            return Published(True, "".join(difflib.unified_diff(*lines, str(resource.dest), "rendered")))
+        await self._swap(text)
+        return Published(True)
 
     async def _swap(self, text: str) -> None:
         resource = self.resource
@@ -85,7 +71,7 @@ class Publisher:
                     os.fchown(file.fileno(), resource.uid, resource.gid)
                 os.fsync(file.fileno())
             if resource.check_cmd:
-                await self._command(resource.check_cmd, staged, "check")
+                await _run("check", resource.check_cmd, _words(resource.check_cmd, staged, resource.dest))
             staged.replace(resource.dest)
             staged = None
         except OSError as why:
@@ -95,22 +81,52 @@ class Publisher:
                 with contextlib.suppress(OSError):
                     staged.unlink()
 
-    async def _command(self, command: str, src: Path, what: str) -> None:
-        """Run a check or reload, without a shell.  Raises PublishError."""
-        pipe = asyncio.subprocess.PIPE
-        try:
-            words = fill(command, {"src": str(src), "dest": str(self.resource.dest), "python": sys.executable})
-            process = await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT
-            )
-        except (OSError, ValueError) as why:
-            raise PublishError(f"{what} `{command}`: {why}") from None
-        try:
-            output, _ = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise PublishError(f"{what} `{command}`: no end within {_COMMAND_TIMEOUT_S:g} s") from None
-        if process.returncode:
-            last = output.decode(errors="replace").strip().splitlines()[-3:]
-            raise PublishError(f"{what} `{command}` failed ({process.returncode}): {' | '.join(last)}")
+
+class Reloads:
+    """What is owed to files that were swapped: each command once, when all files are in place, until it succeeds."""
+
+    def __init__(self) -> None:
+        self._owed: dict[tuple[str, ...], dict[str, str]] = {}  # words -> name of a resource -> its command
+
+    def owe(self, resource: TemplateResource) -> None:
+        """A resource's file has changed."""
+        if resource.reload_cmd:
+            words = _words(resource.reload_cmd, resource.dest, resource.dest)
+            self._owed.setdefault(words, {})[resource.name] = resource.reload_cmd
+
+    async def run(self) -> dict[str, str]:
+        """Pay; name of a resource to what went wrong, or to nothing where it was reloaded."""
+        outcome: dict[str, str] = {}
+        for words, commands in list(self._owed.items()):
+            try:
+                await _run("reload", next(iter(commands.values())), words)
+            except PublishError as why:
+                outcome.update(dict.fromkeys(commands, str(why)))
+            else:
+                outcome.update(dict.fromkeys(commands, ""))
+                del self._owed[words]
+        return outcome
+
+
+def _words(command: str, src: Path, dest: Path) -> tuple[str, ...]:
+    return tuple(fill(command, {"src": str(src), "dest": str(dest), "python": sys.executable}))
+
+
+async def _run(what: str, command: str, words: tuple[str, ...]) -> None:
+    """Run a check or reload, without a shell.  Raises PublishError."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+        )
+    except (OSError, ValueError) as why:
+        raise PublishError(f"{what} `{command}`: {why}") from None
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise PublishError(f"{what} `{command}`: no end within {_COMMAND_TIMEOUT_S:g} s") from None
+    if process.returncode:
+        last = output.decode(errors="replace").strip().splitlines()[-3:]
+        raise PublishError(f"{what} `{command}` failed ({process.returncode}): {' | '.join(last)}")

@@ -67,6 +67,11 @@ def parse_resource(name: str, text: str, output_dir: Path, prefix: str = "") -> 
     for key in ("src", "dest"):
         if not isinstance(section.get(key), str) or not section[key]:
             raise ResourceError(f"{key} is missing")
+    for key in ("check_cmd", "reload_cmd"):
+        try:
+            fill(str(section.get(key, "")), {})
+        except ValueError as why:
+            raise ResourceError(f"{key}: {why}") from None
     root = f"{prefix.rstrip('/')}/{str(section.get('prefix', '')).strip('/')}".rstrip("/")
     return TemplateResource(
         name=name,
@@ -74,11 +79,18 @@ def parse_resource(name: str, text: str, output_dir: Path, prefix: str = "") -> 
         dest=output_dir / section["dest"],
         keys=tuple(f"{root}/{str(key).lstrip('/')}" for key in section.get("keys", [])),
         mode=_mode(section.get("mode", "0644")),
-        uid=int(section.get("uid", -1)),
-        gid=int(section.get("gid", -1)),
+        uid=_number("uid", section),
+        gid=_number("gid", section),
         check_cmd=str(section.get("check_cmd", "")),
         reload_cmd=str(section.get("reload_cmd", "")),
     )
+
+
+def _number(key: str, section: dict[str, Any]) -> int:
+    value = section.get(key, -1)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ResourceError(f"{key} {value!r} is no number")
+    return value
 
 
 def _mode(value: Any) -> int:

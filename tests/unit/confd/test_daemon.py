@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -100,6 +101,42 @@ async def test_a_changed_password_file_is_rendered_and_never_shown(
     shown = capsys.readouterr()
     assert "+********" in shown.out
     assert "second-pass" not in shown.out + shown.err
+
+
+async def test_birdpy_hears_once_of_every_change_also_when_only_a_password_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the package's own resources and templates; a birdpy of our own writes down what it is asked."""
+    asked, program = tmp_path / "asked", tmp_path / "bin" / "birdpy"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    secret = tmp_path / "secrets" / "bgp" / "k"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("first-pass")
+    secret.chmod(0o600)
+    peer = {"peerIP": "10.0.9.3", "asNumber": 1, "password": {"secretKeyRef": {"name": "bgp", "key": "k"}}}
+    objects = {**CLUSTER, R + "bgppeers/p": {"spec": peer}}
+    source = CalicoSource("n1", "", {"python": sys.executable, "relay": "relay", "socket": "x.sock"},
+                          SecretFiles(tmp_path / "secrets"))  # fmt: skip
+    mailbox = Mailbox()
+    mailbox.put(SyncBatch([Update(k, json.dumps(v).encode(), 1) for k, v in objects.items()], 1, in_sync=True))
+    confd = Confd(settings(tmp_path, confdir=""), source, mailbox, None)
+    task = asyncio.create_task(confd.run())
+    try:
+        await wait_for(asked, "configure\n")
+        speaker = (tmp_path / "out" / "speaker.json").read_bytes()
+        assert base64.b64encode(b"first-pass").decode() in (tmp_path / "out" / "exabgp.conf").read_text()
+        secret.write_text("second-pass")
+        await wait_for(asked, "configure\nconfigure\n")
+        assert base64.b64encode(b"second-pass").decode() in (tmp_path / "out" / "exabgp.conf").read_text()
+        assert (tmp_path / "out" / "speaker.json").read_bytes() == speaker
+        assert confd.failures == {}
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tiny file system of its own")
