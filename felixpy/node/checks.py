@@ -15,6 +15,7 @@ import msgspec
 from felixpy.node.verdict import Verdict, fail, ok, warn
 
 OWN_TABLE = "inet calico"
+POD_GATEWAY = "169.254.1.1"
 _FULL, _NEARLY = 0.95, 0.75
 _FEW_FLOWS = 65_536
 _LONG_CHAINS = 8  # entries per bucket
@@ -62,6 +63,7 @@ class CheckFacts(msgspec.Struct, frozen=True):
         sysctls: Dotted path -> value; what does not exist is not there.
         uplinks: Interfaces that lead to other hosts.
         agent_runs: The agent of this host answers.
+        gateway_by: Interface by which the kernel routes :data:`POD_GATEWAY`; empty: by none.
         nft: Why nftables cannot be listed; empty: it can.
         own_table: The agent's table stands in the kernel.
         foreign: Chains of others that drop by default.
@@ -75,6 +77,7 @@ class CheckFacts(msgspec.Struct, frozen=True):
     sysctls: Mapping[str, str]
     uplinks: tuple[str, ...] = ()
     agent_runs: bool = False
+    gateway_by: str = ""
     nft: str = ""
     own_table: bool = False
     foreign: tuple[ForeignChain, ...] = ()
@@ -88,8 +91,8 @@ class CheckFacts(msgspec.Struct, frozen=True):
 def judge_checks(facts: CheckFacts) -> list[Verdict]:
     """All verdicts, in the order of a packet's way through the host, then the cluster."""
     return [
-        *_forwarding(facts), *_reverse_path(facts), *_conntrack(facts.sysctls), *_nftables(facts), _clock(facts.clock),
-        *_etcd(facts.etcd), *_registration(facts),
+        *_forwarding(facts), _gateway(facts.gateway_by), *_reverse_path(facts), *_conntrack(facts.sysctls),
+        *_nftables(facts), _clock(facts.clock), *_etcd(facts.etcd), *_registration(facts),
     ]  # fmt: skip
 
 
@@ -108,6 +111,17 @@ def _forwarding(facts: CheckFacts) -> list[Verdict]:
         else:
             found.append(warn(name, value, f"nothing is forwarded yet: {who}"))
     return found
+
+
+def _gateway(interface: str) -> Verdict:
+    """A host answers by proxy ARP only for what it would route elsewhere (net/ipv4/arp.c, arp_process)."""
+    name = f"gateway of workloads ({POD_GATEWAY})"
+    if interface:
+        return ok(name, f"answered for, by the route over {interface}")
+    advice = (
+        f"workloads' ARP questions for it are not answered: give this host a default route, or one to {POD_GATEWAY}"
+    )
+    return warn(name, "no route", advice)
 
 
 def _reverse_path(facts: CheckFacts) -> list[Verdict]:

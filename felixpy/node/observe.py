@@ -19,13 +19,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from felixpy.node.checks import OWN_TABLE, CheckFacts, Clock, Endpoint, ForeignChain
+from felixpy.node.checks import OWN_TABLE, POD_GATEWAY, CheckFacts, Clock, Endpoint, ForeignChain
 from felixpy.node.detect import EXCLUDED, select
 from felixpy.node.host import read_interfaces
 from felixpy.node.objects import parse
 from libcalico.datastore.errors import DatastoreError
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+from libcalico.kernel.links import LinkTable
+from libcalico.kernel.lookup import RouteLookup
 from libcalico.model.keys import ResourceKey
+from libcalico.net import Addr
 from libcalico.runtime.control import ControlError, call
 
 _SYSCTLS = (
@@ -45,7 +48,8 @@ async def observe(node: str, agent_socket: Path, etcd: EtcdSettings) -> CheckFac
     members = tuple(await asyncio.gather(*(_ask_etcd(etcd, url) for url in etcd.endpoints)))
     alive = [member.url for member in members if not member.error]
     return CheckFacts(
-        sysctls=_sysctls(uplinks), uplinks=uplinks, agent_runs=await _answers(agent_socket), nft=nft, own_table=own,
+        sysctls=_sysctls(uplinks), uplinks=uplinks, agent_runs=await _answers(agent_socket),
+        gateway_by=await _route_by(Addr.parse(POD_GATEWAY)), nft=nft, own_table=own,
         foreign=foreign, clock=read_clock(), etcd=members, node=node,
         registered=await _registered(etcd, alive, node) if alive else None,
         addresses=tuple(str(address.addr) for interface in interfaces for address in interface.addresses),
@@ -60,6 +64,17 @@ def _sysctls(interfaces: Sequence[str]) -> dict[str, str]:
         except OSError:
             continue
     return found
+
+
+async def _route_by(addr: Addr) -> str:
+    """The interface of the route to an address; empty: there is none."""
+    lookup = RouteLookup(LinkTable())
+    try:
+        await lookup.refresh_links()
+        route = await lookup.route_to(addr)
+    finally:
+        lookup.close()
+    return next((hop.dev for hop in route.next_hops), "") if route else ""
 
 
 async def _answers(socket: Path) -> bool:

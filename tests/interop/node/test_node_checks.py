@@ -48,7 +48,8 @@ def test_checks_name_what_is_wrong_and_change_nothing(world: World) -> None:
     wrong.pop("clock", None)
     assert wrong.pop("net.ipv6.conf.all.forwarding") == "WARN"
     assert wrong == {
-        "net.ipv4.ip_forward": "WARN", "rp_filter of mgmt": "WARN", "nftables": "WARN", "chain FORWARD": "WARN",
+        "net.ipv4.ip_forward": "WARN", "gateway of workloads (169.254.1.1)": "WARN",
+        "rp_filter of mgmt": "WARN", "nftables": "WARN", "chain FORWARD": "WARN",
         "etcd http://192.0.2.1:1": "WARN", "node n1": "FAIL",
     }  # fmt: skip
     assert found["rp_filter of eth0"]["found"] == "2 (loose)"
@@ -60,6 +61,7 @@ def test_a_registered_host_that_forwards_is_fit(world: World) -> None:
     host = world.one
     host.run("ip", "address", "add", "10.0.0.5/24", "dev", "eth0")
     host.run("sysctl", "-w", "net.ipv4.ip_forward=1")
+    host.run("ip", "route", "add", "default", "via", "10.0.0.254")
     host.run("nft", "add", "table", "inet", "calico")
     host.run("nft", "add", "chain", "inet", "calico", "c")
     assert world.felixctl(host, "node", "init", "--name", "n1").returncode == 0
@@ -67,6 +69,7 @@ def test_a_registered_host_that_forwards_is_fit(world: World) -> None:
     assert code == 0, found
     assert found["node n1"]["found"] == "registered with 10.0.0.5/24"
     assert found["nftables"]["verdict"] == "OK"
+    assert found["gateway of workloads (169.254.1.1)"]["found"].endswith("over eth0")
     host.run("ip", "address", "del", "10.0.0.5/24", "dev", "eth0")
     code, found = checks(world)
     assert (code, found["node n1"]["verdict"]) == (1, "FAIL")

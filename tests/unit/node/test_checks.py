@@ -20,7 +20,7 @@ SYSCTLS = {
     "net.netfilter.nf_conntrack_count": "100", "net.netfilter.nf_conntrack_buckets": "65536",
 }  # fmt: skip
 GOOD = CheckFacts(
-    sysctls=SYSCTLS, uplinks=("eth0",), agent_runs=True, own_table=True, clock=Clock(True, 900),
+    sysctls=SYSCTLS, uplinks=("eth0",), agent_runs=True, gateway_by="eth0", own_table=True, clock=Clock(True, 900),
     etcd=(Endpoint("http://a", took_s=0.002, cluster=7), Endpoint("http://b", took_s=0.003, cluster=7)), node="n1",
     registered=("10.0.0.5/24",), addresses=("127.0.0.1", "10.0.0.5"),
 )  # fmt: skip
@@ -39,7 +39,7 @@ def only(found: list[Verdict]) -> tuple[str, Level, str]:
 
 def test_a_fit_host_gets_no_advice() -> None:
     assert judged() == []
-    assert len(judge_checks(GOOD)) == 9
+    assert len(judge_checks(GOOD)) == 10
 
 
 def test_forwarding_that_is_off_is_a_fault_only_while_the_agent_runs() -> None:
@@ -48,6 +48,12 @@ def test_forwarding_that_is_off_is_a_fault_only_while_the_agent_runs() -> None:
     assert "ipForwarding" in advice
     assert only(judged({"net.ipv4.ip_forward": "0"}, agent_runs=False))[1] is Level.WARN
     assert only(judged({"net.ipv6.conf.all.forwarding": "0"}))[1] is Level.WARN
+
+
+def test_a_host_that_cannot_answer_for_the_gateway_is_warned_of() -> None:
+    name, level, advice = only(judged(gateway_by=""))
+    assert (name, level) == ("gateway of workloads (169.254.1.1)", Level.WARN)
+    assert "default route" in advice
 
 
 def test_a_kernel_without_ipv6_is_no_fault() -> None:
