@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab.namespaces import LabError, _die_with_parent, kill_and_wait
@@ -131,6 +132,11 @@ class ContainerNode:
         """``docker exec``: with the container's rights.  Raises LabError if it fails."""
         self.engine.run(["docker", "exec", self.container, *args], timeout=timeout)
 
+    def exec_all(self) -> None:
+        """The topology's ``exec``, one after the other."""
+        for line in self.spec.exec:
+            self.exec(shlex.split(line))
+
     def run(
         self, args: Sequence[str], *, netns: str = "", check: bool = True, timeout: float = 30
     ) -> subprocess.CompletedProcess[str]:
@@ -163,16 +169,15 @@ class ContainerLab:
             self.engine.run(["env", base, "containerlab", "deploy", "-t", str(self.topology.path)], timeout=300)
             self._find()
             return
-        # all at once: our daemons wait for what is not there yet, so that `wait-for` may be left out here
+        # all at once, `exec` too: everything waits for what is not there yet, so that `wait-for` may be left out here
         for node in self.nodes.values():
             self.engine.run(["docker", "run", "--detach", *container_arguments(node)])
         self._find()
         for link in self.topology.links:
             a, b = self.nodes[link.a.node], self.nodes[link.b.node]
             self.wire(a.pid, link.a.interface, b.pid, link.b.interface)
-        for node in self.nodes.values():
-            for line in node.spec.exec:
-                node.exec(shlex.split(line))
+        with ThreadPoolExecutor(len(self.nodes)) as threads:
+            list(threads.map(ContainerNode.exec_all, self.nodes.values()))
 
     def _find(self) -> None:
         for node in self.nodes.values():
