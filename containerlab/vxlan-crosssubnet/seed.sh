@@ -22,7 +22,6 @@ block() { # NODE POD NETWORK-LENGTH
     put "/calico/ipam/v2/assignment/ipv4/block/$3" \
         '{"cidr":"'"$cidr"'","affinity":"host:'"$1"'","allocations":[null,0'"$nulls"'],"unallocated":['"$free"'],"attributes":[{"handle_id":"'"$handle"'","secondary":{"node":"'"$1"'"}}]}'
 }
-put $R/clusterinformations/default '{"spec":{"datastoreReady":true}}'
 put $R/profiles/open '{"spec":{"ingress":[{"action":"Allow"}],"egress":[{"action":"Allow"}]}}'
 
 put $R/bgpconfigurations/default '{"spec":{"asNumber":64512}}'
@@ -39,3 +38,5 @@ pod() { # NODE POD ADDRESS
 }
 for n in 1 2 3; do pod node$n pod1 10.65.$n.1; done
 for n in 1 2; do pod node$n pod2 10.66.$n.1; done
+# last: with this the nodes begin, and take the addresses of their tunnels out of the blocks above
+put $R/clusterinformations/default '{"spec":{"datastoreReady":true}}'

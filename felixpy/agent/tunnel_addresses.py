@@ -12,22 +12,27 @@ from libcalico.ipam.block import BlockError
 from libcalico.ipam.client import IpamError
 from libcalico.ipam.tunnels import ensure_tunnel_addresses
 from libcalico.model.keys import RESOURCES, ResourceKey
+from libcalico.model.stored import parse_object
 from libcalico.runtime.logs import get_logger
 
 _POOLS = f"{RESOURCES}ippools/"
+_CLUSTER = ResourceKey("ClusterInformation", "default").path
 _AUDIT_S = 600.0  # what no event tells: an address that was taken away below us
 _FIRST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
 
 
 class TunnelAddresses:
-    """Looks whenever a pool or this node's own object has changed; tries again when something failed."""
+    """Looks whenever a pool or this node's own object has changed; tries again when something failed.
+
+    While the datastore is not ready (being filled, or locked for a migration) nothing is written to it.
+    """
 
     def __init__(self, store: Datastore, clock: Clock, node: str) -> None:
         self._store, self._clock, self._node = store, clock, node
         self._own_key = ResourceKey("Node", node).path
         self._rng = random.Random()  # noqa: S311  # spreads retries, guards nothing
         self._due = asyncio.Event()
-        self._known = False  # is there a Node object
+        self._known = self._ready = False  # is there a Node object; does ClusterInformation say datastoreReady
         self._failures: dict[str, str] = {}
         self._log = get_logger("tunnel-addresses")
 
@@ -40,7 +45,9 @@ class TunnelAddresses:
         """A key of the datastore has changed."""
         if key == self._own_key:
             self._known = value is not None
-        if key == self._own_key or key.startswith(_POOLS):
+        if key == _CLUSTER:
+            self._ready = _says_ready(value)
+        if key in {self._own_key, _CLUSTER} or key.startswith(_POOLS):
             self._due.set()
 
     async def run(self) -> None:
@@ -53,7 +60,7 @@ class TunnelAddresses:
             except TimeoutError:
                 pass
             self._due.clear()
-            if not self._known or await self._ensure():
+            if not (self._known and self._ready) or await self._ensure():
                 pause_s = _AUDIT_S
             else:
                 pause_s = _FIRST_RETRY_S if pause_s >= _AUDIT_S else min(2 * pause_s, _MOST_RETRY_S)
@@ -76,3 +83,8 @@ class TunnelAddresses:
             if self._failures.get(kind) != why:
                 self._log.warning("no-tunnel-address", kind=kind, reason=why)
         self._failures = failures
+
+
+def _says_ready(value: bytes | None) -> bool:
+    spec = (parse_object(value or b"") or {}).get("spec")
+    return isinstance(spec, dict) and spec.get("datastoreReady") is True
