@@ -49,6 +49,8 @@ class Confd:
         self.renders = 0
         self.changes = 0
         self.revision = 0
+        self._look_at = 0.0
+        self._one_pass = asyncio.Lock()
         self.listeners: list[Callable[[SyncBatch], None]] = []
         self.metrics = ConfdMetrics(self)
         self.health = Reporter("confd", _HEALTH_TIMEOUT_S)
@@ -65,47 +67,57 @@ class Confd:
 
     async def run(self) -> int:
         """Work until cancelled; with ``onetime`` return 0, or 1 if any resource failed."""
+        loop = asyncio.get_running_loop()
         retry_s = _RETRY_FIRST_S
         rendered = False
+        due: float | None = None
+        self._look_at = loop.time() + self._settings.poll_s
         while True:
-            due_s = retry_s if self.failures and rendered else self._settings.interval_s or None
-            changed = await self._wait(due_s)
-            if changed is None:
-                continue
+            changed = await self._wait(due)
             ok = await self._pass()
             if ok is None:
                 if self._settings.onetime:
                     self._log.error("nothing-to-render", waiting_for=self._source.waiting_for())
                     return 1
-                continue
-            rendered = True
-            retry_s = _RETRY_FIRST_S if ok or changed else min(retry_s * 2, _RETRY_MOST_S)
-            if self._settings.onetime:
-                return 0 if ok else 1
+            else:
+                rendered = True
+                retry_s = _RETRY_FIRST_S if ok or changed else min(retry_s * 2, _RETRY_MOST_S)
+                if self._settings.onetime:
+                    return 0 if ok else 1
+            due_s = retry_s if self.failures and rendered else self._settings.interval_s
+            due = loop.time() + due_s if due_s else None
 
-    async def _wait(self, due_s: float | None) -> bool | None:
-        """Wait for something to do; True: something changed, False: time is up, None: nothing to do after all.
+    async def _wait(self, due: float | None) -> bool:
+        """Wait for something to do; True: something changed, False: it is due.
 
-        Files beside the datastore are looked at every ``poll_s`` meanwhile.
+        Files beside the datastore are looked at every ``poll_s`` meanwhile.  Neither waits for the datastore to be
+        quiet: in a large cluster it never is, and nearly all that changes there concerns no template.
         """
         loop = asyncio.get_running_loop()
-        due = None if due_s is None else loop.time() + due_s
         while True:
-            poll_s = self._settings.poll_s
-            left_s = poll_s if due is None else max(0.0, min(poll_s, due - loop.time()))
+            wake = self._look_at if due is None else min(due, self._look_at)
             try:
-                batch = await asyncio.wait_for(self._mailbox.take(), left_s)
+                batch = await asyncio.wait_for(self._mailbox.take(), max(0.0, wake - loop.time()))
             except TimeoutError:
+                pass
+            else:
+                if await self._take(batch):
+                    return True
+            if loop.time() >= self._look_at:
+                self._look_at = loop.time() + self._settings.poll_s
                 self._report()
                 if self.renders and await asyncio.to_thread(self._source.changed_aside):
                     return True
-                if due is not None and loop.time() >= due:
-                    return False
-            else:
-                return await self._take(batch)
+                if due is None and self.failures:
+                    return False  # a reload by SIGHUP left something to be tried again
+            if due is not None and loop.time() >= due:
+                return False
 
-    async def _take(self, batch: SyncBatch) -> bool | None:
-        """Take a burst of changes as one: until it is quiet for ``settle_s``, at most ``settle_most_s``."""
+    async def _take(self, batch: SyncBatch) -> bool:
+        """Take a burst of changes as one: until it is quiet for ``settle_s``, at most ``settle_most_s``.
+
+        True if what is rendered may have changed.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + self._settings.settle_most_s
         changed = self._take_one(batch)
@@ -116,9 +128,7 @@ class Confd:
                 break
             changed = self._take_one(batch) or changed
         self.revision = batch.revision
-        if not batch.in_sync:
-            return None
-        return True if changed or not self.renders else None
+        return batch.in_sync and (changed or not self.renders)
 
     def _take_one(self, batch: SyncBatch) -> bool:
         for listener in self.listeners:
@@ -127,6 +137,10 @@ class Confd:
 
     async def _pass(self) -> bool | None:
         """Render and publish everything; False if anything failed, None if not enough is known."""
+        async with self._one_pass:  # SIGHUP asks for one of its own
+            return await self._render_and_publish()
+
+    async def _render_and_publish(self) -> bool | None:
         try:
             values = self._source.values()
         except Exception as why:  # a fault of ours must not stop what is rendered already from being kept

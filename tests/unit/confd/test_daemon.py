@@ -20,6 +20,7 @@ from confd.source import CalicoSource, KeySource
 from confd.source.secrets import SecretFiles
 from libcalico.datastore.mailbox import Mailbox
 from libcalico.datastore.sync_api import SyncBatch, Update
+from libcalico.runtime.supervise import Program
 from tests.unit.confd.test_context import CLUSTER, R
 
 
@@ -137,6 +138,83 @@ async def test_birdpy_hears_once_of_every_change_also_when_only_a_password_is_an
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_a_datastore_that_is_never_quiet_keeps_neither_retries_nor_password_files_nor_health_waiting(
+    tmp_path: Path,
+) -> None:
+    """Endpoints come and go all the time in a large cluster, and concern no template."""
+    secret = tmp_path / "secrets" / "bgp" / "k"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("first-pass")
+    secret.chmod(0o600)
+    write(
+        tmp_path / "confd", "a", f"dest = 'a'\nreload_cmd = 'test -e {tmp_path}/there'",
+        "{% for p in passwords.values() %}{{ p }}{% endfor %}\n",
+    )  # fmt: skip
+    peer = {"peerIP": "10.0.9.3", "asNumber": 1, "password": {"secretKeyRef": {"name": "bgp", "key": "k"}}}
+    objects = {**CLUSTER, R + "bgppeers/p": {"spec": peer}}
+    mailbox = Mailbox()
+    mailbox.put(SyncBatch([Update(k, json.dumps(v).encode(), 1) for k, v in objects.items()], 1, in_sync=True))
+    source = CalicoSource("n1", "", {}, SecretFiles(tmp_path / "secrets"))
+    confd = Confd(settings(tmp_path, settle_s=0.001), source, mailbox, None)
+    reports: list[bool] = []
+    monitored = confd.health.report
+    confd.health.report = lambda *a, **kw: (reports.append(True), monitored(*a, **kw))[1]  # type: ignore[method-assign]
+
+    async def busy() -> None:
+        revision = 1
+        while True:
+            revision += 1
+            mailbox.put(SyncBatch([Update(R + "workloadendpoints/default/w", b"{}", revision)], revision, in_sync=True))
+            await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(confd.run()), asyncio.create_task(busy())]
+    try:
+        async with asyncio.timeout(10):
+            while "a" not in confd.failures:
+                await asyncio.sleep(0.01)
+            (tmp_path / "there").touch()
+            while confd.failures:
+                await asyncio.sleep(0.01)
+        secret.write_text("second-pass")
+        await wait_for(tmp_path / "out" / "a", "second-pass")
+        so_far, renders = len(reports), confd.renders
+        async with asyncio.timeout(10):
+            while len(reports) < so_far + 3:
+                await asyncio.sleep(0.01)
+        assert confd.renders <= renders + 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_sighup_while_a_reload_command_runs_ends_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "confd", "a", f"dest = 'a'\nreload_cmd = 'cat {tmp_path}/gate'", "{{ getv('/n') }}\n")
+    os.mkfifo(tmp_path / "gate")
+    mailbox, program = Mailbox(), Program("confd")
+    mailbox.put(SyncBatch([Update("/n", b"one", 1)], 1, in_sync=True))
+    confd = Confd(settings(tmp_path), KeySource(), mailbox, program)
+    tasks = [asyncio.create_task(confd.run()), asyncio.create_task(confd.reloads(program))]
+    try:
+        await wait_for(tmp_path / "out" / "a", "one")
+        program.reload.set()
+        async with asyncio.timeout(10):
+            while program.reload.is_set():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
+            await asyncio.to_thread((tmp_path / "gate").write_text, "")
+            while confd.renders < 2:
+                await asyncio.sleep(0.01)
+        mailbox.put(SyncBatch([Update("/n", b"two", 2)], 2, in_sync=True))
+        await wait_for(tmp_path / "out" / "a", "two")
+        await asyncio.wait_for(asyncio.to_thread((tmp_path / "gate").write_text, ""), 10)
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tiny file system of its own")
