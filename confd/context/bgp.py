@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 
 from confd.context.filters import FilterReader
 from confd.context.networks import external_routes
-from confd.context.nodes import DEFAULT_PORT, Cluster, NodeView
+from confd.context.nodes import Cluster, NodeView
 from confd.context.peers import PeerBuilder, SecretRef, secret_ref
 from confd.context.store import BgpStore
-from confd.context.values import NotUsable, is_community
+from confd.context.values import MOST_PRIORITY, NORMAL_PRIORITY, NotUsable, is_community, is_interface_pattern
 from libcalico.model.resources import BGPConfigurationSpec, Cidr, IPPoolSpec
 from libcalico.model.speaker import PoolPolicy, PrefixAdvertisement, SpeakerConfig
 from libcalico.net import IPV4, Prefix
@@ -75,7 +75,7 @@ class BgpContext:
             as_number=self._cluster.as_of(me),
             ipv4_address=str(me.addresses.get(IPV4, "")),
             ipv6_address=next((str(a) for f, a in me.addresses.items() if f is not IPV4), ""),
-            listen_port=own.listen_port or default.listen_port or DEFAULT_PORT,
+            listen_port=self._cluster.port_of(me.name),
             listen_addresses=[str(a.addr) for a in me.addresses.values()] if default.bind_mode == "NodeIP" else [],
             cluster_id=me.cluster_id,
             peers=sessions,
@@ -85,12 +85,12 @@ class BgpContext:
             reflected_prefixes=reflected,
             pools=self._pools(),
             prefix_advertisements=self._advertisements(),
-            ignored_interfaces=list(default.ignored_interfaces or []),
+            ignored_interfaces=self._ignored_interfaces(),
             tunnel_interfaces=["*.cali", "*.calico", *([] if programs_ipip else ["tunl0"])],
             wireguard_peers=self._wireguard_peers(me),
             external_routes=external_routes(self._store, me, self.problems),
-            ipv4_normal_route_priority=default.ipv4_normal_route_priority or 1024,
-            ipv6_normal_route_priority=default.ipv6_normal_route_priority or 1024,
+            ipv4_normal_route_priority=self._priority("ipv4NormalRoutePriority", default.ipv4_normal_route_priority),
+            ipv6_normal_route_priority=self._priority("ipv6NormalRoutePriority", default.ipv6_normal_route_priority),
             log_severity=self._severity(own.log_severity_screen or default.log_severity_screen or "Info"),
         )
 
@@ -108,6 +108,24 @@ class BgpContext:
             return text.capitalize()
         self.problems["logSeverityScreen"] = f"BGPConfiguration: spec.logSeverityScreen: {text!r} is unknown"
         return "Info"
+
+    def _priority(self, name: str, value: int | None) -> int:
+        """A kernel metric that LOCAL_PREF can carry: 1 to 2^31 - 2."""
+        if value is None or 1 <= value < MOST_PRIORITY:
+            return value or NORMAL_PRIORITY
+        self.problems[f"default {name}"] = (
+            f"BGPConfiguration(default): spec.{name}: {value} is not from 1 to {MOST_PRIORITY - 1}; "
+            f"{NORMAL_PRIORITY} holds"
+        )
+        return NORMAL_PRIORITY
+
+    def _ignored_interfaces(self) -> list[str]:
+        patterns = self._default.ignored_interfaces or []
+        if strange := [p for p in patterns if not is_interface_pattern(p)]:
+            self.problems["default ignoredInterfaces"] = (
+                f"BGPConfiguration(default): spec.ignoredInterfaces: {strange[0]!r} can be no interface's name"
+            )
+        return [p for p in patterns if is_interface_pattern(p)]
 
     def _wireguard_peers(self, me: NodeView) -> list[str]:
         """Nodes that this one reaches through WireGuard, if it has it itself."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from confd.context.store import BgpStore
-from confd.context.values import NotUsable, is_community, parse_as_number
+from confd.context.values import NotUsable, is_community, is_interface_pattern, parse_as_number
 from libcalico.model.keys import ResourceKey
-from libcalico.model.resources import BGPFilterRule
+from libcalico.model.resources import BGPFilterRule, PrefixLength
 from libcalico.model.speaker import FilterOperation, FilterRule, PeerFilters
 from libcalico.net import IPV4, IPV6, Prefix
 
@@ -43,7 +43,7 @@ class FilterReader:
             self._check(which, rule)
             return FilterRule(
                 action=rule.action,  # type: ignore[arg-type]  # checked above, and so are those below
-                cidr=rule.cidr,
+                cidr=str(Prefix.parse(rule.cidr, strict=False)) if rule.cidr else "",
                 match_operator=rule.match_operator,  # type: ignore[arg-type]
                 prefix_length_min=rule.prefix_length.min if rule.prefix_length and rule.cidr else None,
                 prefix_length_max=rule.prefix_length.max if rule.prefix_length and rule.cidr else None,
@@ -71,11 +71,22 @@ class FilterReader:
                 raise NotUsable(f"{name} {value!r} is none of {', '.join(sorted(allowed - {''}))}")
         if rule.cidr and Prefix.parse(rule.cidr, strict=False).family is not (IPV4 if "v4" in which else IPV6):
             raise NotUsable(f"cidr {rule.cidr!r} is of the other family")
+        if rule.cidr and rule.prefix_length is not None:
+            self._check_lengths(Prefix.parse(rule.cidr, strict=False), rule.prefix_length)
+        if rule.interface and not is_interface_pattern(rule.interface):
+            raise NotUsable(f"interface {rule.interface!r} can be no interface's name")
         if rule.operations and rule.action != "Accept":
             raise NotUsable("operations go with action Accept only")
         for community in (rule.communities.values or []) if rule.communities else []:
             if not is_community(community):
                 raise NotUsable(f"communities: {community!r} is no community")
+
+    def _check_lengths(self, net: Prefix, lengths: PrefixLength) -> None:
+        """BIRD refuses a window that holds nothing, and with it all of its configuration."""
+        low = max(net.length, lengths.min or 0)
+        high = net.family.bits if lengths.max is None else min(net.family.bits, lengths.max)
+        if low > high:
+            raise NotUsable(f"prefixLength: nothing in {net} is {low} to {high} bits long")
 
     def _operation(self, operation: Any) -> FilterOperation:
         community = operation.add_community.value if operation.add_community else ""

@@ -48,10 +48,18 @@ class Cluster:
 
     def listen_port(self, node: str) -> int:
         """The port that is configured for a node; 0: none is."""
-        return self._configuration(f"node.{node}").listen_port or self.default.listen_port
+        return self._port(f"node.{node}") or self._port("default")
 
     def port_of(self, node: str) -> int:
         return self.listen_port(node) or DEFAULT_PORT
+
+    def _port(self, configuration: str) -> int:
+        port = self._configuration(configuration).listen_port
+        if 0 <= port <= 65535:
+            return port
+        owner = f"BGPConfiguration({configuration})"
+        self.problems[f"{owner} listenPort"] = f"{owner}: spec.listenPort: {port} is no port; it counts as not set"
+        return 0
 
     def with_address(self, text: str) -> NodeView | None:
         """The node that has this address."""

@@ -20,6 +20,7 @@ from libcalico.selector import SelectorError, parse_selector
 SecretRef = tuple[str, str]  # name, key
 _HOLD_TIME_S = 240  # BIRD's default
 FAMILIES = "felixpy.io/address-families"
+_NO_PEERS = tuple(map(Prefix.parse, ("0.0.0.0/8", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8")))
 _LEAST_HOLD_TIME_S, _MOST_HOLD_TIME_S = 3, 65535
 
 
@@ -67,10 +68,10 @@ class PeerBuilder:
         if default.node_to_node_mesh_enabled is False or me.cluster_id:
             return
         try:
-            restart = parse_duration(default.node_mesh_max_restart_time)
+            restart = _restart_time_s(default.node_mesh_max_restart_time)
         except NotUsable as why:
             self.problems[owner] = f"{owner}: spec.nodeMeshMaxRestartTime: {why}"
-            restart = 0
+            restart = None
         try:
             password = self._password(default.node_mesh_password)
         except NotUsable as why:
@@ -87,7 +88,7 @@ class PeerBuilder:
                 peer = Peer(
                     name=f"Mesh_{underscored(theirs.addr)}",
                     address=str(theirs.addr),
-                    as_number=node.as_number if node.as_number is not None else local_as,
+                    as_number=self._cluster.as_of(node),
                     local_as=local_as,
                     kind="mesh",
                     port=self._cluster.port_of(node.name),
@@ -147,6 +148,8 @@ class PeerBuilder:
 
     def _with_address(self, key: ResourceKey, spec: BGPPeerSpec) -> list[tuple[Peer, str]]:
         address, port = address_and_port(spec.peer_ip)
+        if any(net.contains(address) for net in _NO_PEERS):
+            raise NotUsable(f"spec.peerIP: {address} can be no peer: link-local, multicast or no host's address")
         number = parse_as_number(spec.as_number)
         if not number:
             raise NotUsable("spec.asNumber: is missing")
@@ -164,7 +167,7 @@ class PeerBuilder:
             self._session(
                 key, spec, address, port=port or DEFAULT_PORT, number=number, local_as=local_as,
                 is_global=_is_global(spec), rr_client=bool(self._me.cluster_id) and number == local_as,
-                passive=_is_global(spec) and is_greater, allow_local_as=spec.num_allowed_local_as_numbers or 0,
+                passive=_is_global(spec) and is_greater, allow_local_as=_allowed(spec.num_allowed_local_as_numbers),
             )
         ]  # fmt: skip
 
@@ -196,12 +199,12 @@ class PeerBuilder:
             cluster_id=self._me.cluster_id,
             next_hop_mode=_next_hop_mode(spec, ebgp=number != local_as),  # type: ignore[arg-type]  # checked there
             ttl_security=ttl,
-            restart_time_s=min(parse_duration(spec.max_restart_time), 4095),  # RFC 4724: 12 bits
+            restart_time_s=_restart_time_s(spec.max_restart_time),
             keepalive_time_s=keepalive,
             hold_time_s=hold,
             allow_local_as=allow_local_as,
             authenticated=bool(password),
-            reachable_by=_gateway(spec.reachable_by, address),
+            reachable_by=_gateway(spec, address),
             filters=self._filters.read(spec.filters or []),
             source=str(key),
         )
@@ -317,6 +320,17 @@ def _is_global(spec: BGPPeerSpec) -> bool:
     return not (spec.node or spec.node_selector)
 
 
+def _restart_time_s(text: str | None) -> int | None:
+    """Of graceful restart; None: none is given.  RFC 4724 has 12 bits for it.  Raises NotUsable."""
+    return None if text is None else min(parse_duration(text), 4095)
+
+
+def _allowed(number: int | None) -> int:
+    if number is not None and number < 0:
+        raise NotUsable(f"spec.numAllowedLocalASNumbers: {number} is negative")
+    return number or 0
+
+
 def _family_of(spec: BGPPeerSpec) -> object:
     return address_and_port(spec.peer_ip)[0].family
 
@@ -328,13 +342,17 @@ def _next_hop_mode(spec: BGPPeerSpec, *, ebgp: bool) -> str:
     return mode
 
 
-def _gateway(text: str, peer: Addr) -> str:
+def _gateway(spec: BGPPeerSpec, peer: Addr) -> str:
+    """What ``reachableBy`` says for this peer; of a selected node's two addresses it is for the one of its family."""
+    text = spec.reachable_by
     if not text:
         return ""
     try:
         gateway = Addr.parse(text)
     except ValueError:
         raise NotUsable(f"spec.reachableBy: {text!r} is no address") from None
+    if gateway.family is not peer.family and spec.peer_selector:
+        return ""
     if gateway.family is not peer.family:
         raise NotUsable(f"spec.reachableBy: {text} is of another family than {peer}")
     return text

@@ -7,6 +7,10 @@ import re
 from libcalico.net import IPV4, Addr
 
 _DURATION = re.compile(r"([0-9.]+)(ms|s|m|h)")
+_INTERFACE_PATTERN = re.compile(r"[^\s/\"\x00-\x1f]{1,64}\Z")
+MOST_PRIORITY = 2147483647
+"""LOCAL_PREF is this minus the kernel metric."""
+NORMAL_PRIORITY = 1024
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -46,6 +50,11 @@ def is_community(text: str) -> bool:
     if len(parts) not in {2, 3} or not all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts):
         return False
     return all(int(part) < (1 << 16 if len(parts) == 2 else 1 << 32) for part in parts)
+
+
+def is_interface_pattern(text: str) -> bool:
+    """Whether it can match the name of a device; quotes would end the text in a file of BIRD's."""
+    return bool(_INTERFACE_PATTERN.match(text))
 
 
 def underscored(addr: Addr) -> str:

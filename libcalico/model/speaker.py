@@ -60,7 +60,7 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         next_hop_mode: ``Auto`` | ``Self`` | ``Keep``, for routes we send to this peer.
         multihop: TTL of packets we send; 0: directly connected only.
         ttl_security: GTSM hops (RFC 5082), 0: off.
-        restart_time_s: Graceful restart time, 0: the default of 120 s.
+        restart_time_s: How long the peer shall keep our routes over a restart; None: 120 s, 0: not at all.
         hold_time_s: Proposed hold time.
         authenticated: The session has a TCP MD5 password (RFC 2385), which stands in ``exabgp.conf`` only.
         reachable_by: Gateway of a host route to the peer that birdpy keeps; empty: none.
@@ -82,7 +82,7 @@ class Peer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     next_hop_mode: Literal["Auto", "Self", "Keep"] = "Auto"
     multihop: int = 255
     ttl_security: int = 0
-    restart_time_s: int = 0
+    restart_time_s: int | None = None
     hold_time_s: int = 240
     keepalive_time_s: int = 0
     allow_local_as: int = 0

@@ -122,6 +122,57 @@ def test_the_words_for_bird_are_those_of_the_objects() -> None:
     assert "10.65.8.0/24" not in to_outside[: to_outside.index("calico_export")], "a rule for iBGP peers"
 
 
+def peer_with(**spec: Any) -> dict[str, Any]:
+    return {R + "bgppeers/odd": {"spec": {"peerIP": "10.0.9.3", "asNumber": 1, **spec}}}
+
+
+def settings(**spec: Any) -> dict[str, Any]:
+    return {R + "bgpconfigurations/default": {"spec": {"asNumber": 64601, **spec}}}
+
+
+def filtered(**rule: Any) -> dict[str, Any]:
+    return {R + "bgpfilters/odd": {"spec": {"exportV4": [rule]}}, **peer_with(filters=["odd"])}
+
+
+ODD = {  # what is wrong: (objects, a word of the problem that is told)
+    "a link-local peer": (peer_with(peerIP="fe80::1"), "link-local"),
+    "a multicast peer": (peer_with(peerIP="224.0.0.5"), "multicast"),
+    "a peer of zeros": (peer_with(peerIP="::"), "no host's address"),
+    "a negative number": (peer_with(numAllowedLocalASNumbers=-1), "negative"),
+    "a port over 65535": (settings(listenPort=99999), "99999 is no port"),
+    "a negative port": (settings(listenPort=-1), "-1 is no port"),
+    "quotes in an interface": (settings(ignoredInterfaces=["docker*", 'a"b']), "ignoredInterfaces"),
+    "a negative priority": (settings(ipv4NormalRoutePriority=-1), "ipv4NormalRoutePriority"),
+    "a priority of 32 bits": (settings(ipv6NormalRoutePriority=1 << 31), "ipv6NormalRoutePriority"),
+    "an empty window": (
+        filtered(action="Accept", cidr="10.0.0.0/8", matchOperator="In", prefixLength={"max": 4}), "prefixLength"),
+    "quotes in a filter": (filtered(action="Accept", interface='a"b'), "interface"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_one_odd_value_is_named_and_all_else_is_as_without_it(what: str, tmp_path: Path) -> None:
+    extra, word = ODD[what]
+    context = BgpContext(store_of(extra))
+    config = context.build()
+    assert config is not None
+    assert any(word in problem for problem in context.problems.values()), context.problems
+    assert {"Mesh_10_0_0_9", "Mesh_10_0_1_30"} <= {p.name for p in config.peers}
+    assert (config.listen_port, config.ipv4_normal_route_priority, config.ipv6_normal_route_priority) == (
+        179, 1024, 1024
+    )  # fmt: skip
+    renderer = Renderer(jinja2.FileSystemLoader(ConfdSettings(confdir="bird").folder / "templates"))
+    path = tmp_path / "bird.conf"
+    path.write_text(renderer.render("bird.conf.j2", {"bgp": config, "passwords": {}}))
+    if shutil.which("bird") is not None:
+        done = subprocess.run(["bird", "-p", "-c", str(path)], capture_output=True, text=True, timeout=20, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_filters_network_with_host_bits_is_that_network() -> None:
+    assert "net ~ 10.0.0.0/8" in render(filtered(action="Accept", cidr="10.0.0.1/8", matchOperator="In"))
+
+
 def test_a_password_that_bird_cannot_be_told_is_refused() -> None:
     with pytest.raises(RenderError, match="quotes"):
         render(EVERYTHING, text='a"b')

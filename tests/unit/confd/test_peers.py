@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 from confd.agent.daemon import hide
+from confd.agent.settings import ConfdSettings
 from confd.context.bgp import BgpContext, wanted_secrets
 from confd.context.store import BgpStore
+from confd.render import Renderer
 from confd.source.secrets import SecretError, SecretFiles
 from libcalico.model.speaker import Peer, SpeakerConfig
 from tests.unit.confd.test_context import CLUSTER, R, build, node, store_of
@@ -80,6 +83,37 @@ def test_the_generated_far_end_of_a_peering_carries_its_settings() -> None:
     assert [r.action for r in far.filters.import_v4] == ["Reject"]
     manual = {**objects, R + "bgppeers/p": {"spec": {**spec, "reversePeering": "Manual"}}}
     assert build(manual, me="n3")[0].peers == []
+
+
+def test_a_restart_time_is_given_as_it_is_also_none_at_all_and_never_more_than_the_wire_holds() -> None:
+    for text, expected in ((None, None), ("0s", 0), ("90s", 90), ("2h", 4095)):
+        spec = {"peerIP": "10.0.9.3", "asNumber": 1, "maxRestartTime": text}
+        mesh = {"spec": {"asNumber": 64601, "nodeMeshMaxRestartTime": text}}
+        objects = {R + "bgppeers/p": {"spec": spec}, R + "bgpconfigurations/default": mesh}
+        config, problems = build(objects)
+        assert problems == {}
+        assert {p.restart_time_s for p in config.peers} == {expected}
+        renderer = Renderer(jinja2.FileSystemLoader(ConfdSettings().folder / "templates"))
+        values = {"bgp": config, "passwords": {}, "python": "python3", "relay": "relay", "socket": "s"}
+        assert f"graceful-restart {120 if expected is None else expected};" in renderer.render("exabgp.conf.j2", values)
+
+
+def test_in_a_mesh_a_node_without_an_as_number_is_of_the_global_as_also_for_one_that_has_its_own() -> None:
+    at_n3 = {p.name: (p.local_as, p.as_number) for p in build(me="n3")[0].peers}
+    assert at_n3 == {"Mesh_10_0_0_10": (64999, 64601), "Mesh_10_0_0_9": (64999, 64601)}
+    assert peer(build()[0], "Mesh_10_0_1_30").as_number == 64999, "and so the two ends agree"
+
+
+def test_reachable_by_is_for_the_addresses_of_its_family_of_selected_nodes() -> None:
+    objects = {
+        R + "nodes/n1": node("10.0.0.10/24", ipv6Address="fd00:1::10/64"),
+        R + "nodes/n3": node("10.0.1.30/24", ipv6Address="fd00:2::30/64", labels={"rack": "b"}),
+        R + "bgppeers/p": {"spec": {"node": "n1", "peerSelector": "rack == 'b'", "reachableBy": "10.0.0.1"}},
+    }
+    config, problems = build(objects)
+    assert problems == {}
+    assert peer(config, "Node_10_0_1_30").reachable_by == "10.0.0.1"
+    assert peer(config, "Node_fd00_2__30").reachable_by == ""
 
 
 def test_a_global_peer_is_not_its_own_peer_and_a_peer_that_is_a_node_is_met_on_that_nodes_port() -> None:
