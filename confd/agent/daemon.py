@@ -63,7 +63,11 @@ class Confd:
         for error in errors:
             self._log.error("resource-unusable", reason=error)
         self.failures = {"conf.d": "; ".join(errors)} if errors else {}
-        self._publishers = [Publisher(r, noop=s.noop, keep_stage_file=s.keep_stage_file) for r in resources]
+        self._publishers = [
+            Publisher(r, noop=s.noop, keep_stage_file=s.keep_stage_file, sync_only=s.sync_only) for r in resources
+        ]
+        if not s.noop:
+            self._reloads.inherit(resources)
 
     async def run(self) -> int:
         """Work until cancelled; with ``onetime`` return 0, or 1 if any resource failed."""

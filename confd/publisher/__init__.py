@@ -8,6 +8,7 @@ import difflib
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,12 @@ class Published:
 class Publisher:
     """Keeps one file equal to a template's text."""
 
-    def __init__(self, resource: TemplateResource, *, noop: bool = False, keep_stage_file: bool = False) -> None:
+    def __init__(
+        self, resource: TemplateResource, *, noop: bool = False, keep_stage_file: bool = False, sync_only: bool = False
+    ) -> None:
         self.resource = resource
         self._noop, self._keep = noop, keep_stage_file
+        self._reloads = bool(resource.reload_cmd) and not sync_only
 
     async def publish(self, text: str) -> Published:
         """Bring the file to ``text``; what is to be reloaded then is :class:`Reloads`' business.
@@ -72,6 +76,8 @@ class Publisher:
                 os.fsync(file.fileno())
             if resource.check_cmd:
                 await _run("check", resource.check_cmd, _words(resource.check_cmd, staged, resource.dest))
+            if self._reloads:
+                _note_of(resource).touch(mode=0o600)
             staged.replace(resource.dest)
             staged = None
         except OSError as why:
@@ -82,29 +88,44 @@ class Publisher:
                     staged.unlink()
 
 
+def _note_of(resource: TemplateResource) -> Path:
+    """Lies beside a file that was swapped until it is reloaded: who dies in between leaves the debt to the next."""
+    return resource.dest.with_name(f".{resource.dest.name}.reload-owed")
+
+
 class Reloads:
     """What is owed to files that were swapped: each command once, when all files are in place, until it succeeds."""
 
     def __init__(self) -> None:
-        self._owed: dict[tuple[str, ...], dict[str, str]] = {}  # words -> name of a resource -> its command
+        # words -> name of a resource -> the resource
+        self._owed: dict[tuple[str, ...], dict[str, TemplateResource]] = {}
+
+    def inherit(self, resources: Iterable[TemplateResource]) -> None:
+        """Owe what a former run died over."""
+        for resource in resources:
+            if _note_of(resource).exists():
+                self.owe(resource)
 
     def owe(self, resource: TemplateResource) -> None:
         """A resource's file has changed."""
         if resource.reload_cmd:
             words = _words(resource.reload_cmd, resource.dest, resource.dest)
-            self._owed.setdefault(words, {})[resource.name] = resource.reload_cmd
+            self._owed.setdefault(words, {})[resource.name] = resource
 
     async def run(self) -> dict[str, str]:
         """Pay; name of a resource to what went wrong, or to nothing where it was reloaded."""
         outcome: dict[str, str] = {}
-        for words, commands in list(self._owed.items()):
+        for words, resources in list(self._owed.items()):
             try:
-                await _run("reload", next(iter(commands.values())), words)
+                await _run("reload", next(iter(resources.values())).reload_cmd, words)
             except PublishError as why:
-                outcome.update(dict.fromkeys(commands, str(why)))
+                outcome.update(dict.fromkeys(resources, str(why)))
             else:
-                outcome.update(dict.fromkeys(commands, ""))
+                outcome.update(dict.fromkeys(resources, ""))
                 del self._owed[words]
+                for resource in resources.values():
+                    with contextlib.suppress(OSError):
+                        _note_of(resource).unlink(missing_ok=True)
         return outcome
 
 

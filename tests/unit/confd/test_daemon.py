@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -215,6 +216,37 @@ async def test_a_sighup_while_a_reload_command_runs_ends_nothing(tmp_path: Path)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_dies_between_swap_and_reload_leaves_the_reload_to_the_next_run(tmp_path: Path) -> None:
+    """Without it birdpy would go on with the former configuration: for the next run no file differs."""
+    write(
+        tmp_path / "confd", "a", f"dest = 'a'\nreload_cmd = 'cp {{{{src}}}} {tmp_path}/running'", "{{ getv('/n') }}\n"
+    )
+
+    async def run_until(condition: Callable[[Confd], bool], value: bytes) -> None:
+        mailbox = Mailbox()
+        mailbox.put(SyncBatch([Update("/n", value, 1)], 1, in_sync=True))
+        confd = Confd(settings(tmp_path), KeySource(), mailbox, None)
+        task = asyncio.create_task(confd.run())
+        async with asyncio.timeout(10):
+            while not condition(confd):
+                await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "a").mkdir()  # the reload fails
+    await run_until(lambda confd: "a" in confd.failures, b"one")
+    assert (tmp_path / "out" / "a").read_text() == "one\n"
+    (tmp_path / "running" / "a").rmdir()
+    (tmp_path / "running").rmdir()
+    await run_until(lambda confd: confd.health.verdict().ready, b"one")
+    assert (tmp_path / "running").read_text() == "one\n"
+    (tmp_path / "running").unlink()
+    await run_until(lambda confd: confd.health.verdict().ready, b"one")
+    assert not (tmp_path / "running").exists(), "what is paid is not paid again"
+    assert os.listdir(tmp_path / "out") == ["a"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tiny file system of its own")
