@@ -84,8 +84,11 @@ class KernelSync:
         route = event.route
         if route.key.table != self._table:
             return
+        if event.port_id == self._sock.port_id:
+            return
+        undone = self.routes.on_route_event(route, event.gone)  # another's route may replace ours, or make way for it
         if route.protocol == self._protocol:
-            if event.port_id != self._sock.port_id and self.routes.on_route_event(route, event.gone):
+            if undone:
                 what = "deleted" if event.gone else "changed"
                 self._log.warning("route-drift", route=str(route.key.prefix), what=what, by=who(event.port_id))
             return

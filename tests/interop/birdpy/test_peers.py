@@ -110,6 +110,17 @@ def test_policy_changes_are_applied_to_what_is_held_and_no_session_notices(world
     assert world.show("status")["exabgpStarts"] == starts
 
 
+def test_a_route_of_ours_that_somebody_replaced_is_back_as_soon_as_theirs_is_gone(world: World) -> None:
+    until("kernel", lambda: "203.0.113.0/24" in world.kernel())
+    theirs = ["203.0.113.0/24", "via", "172.31.1.3", "metric", "2147483547", "proto", "static"]
+    for _ in range(2):
+        world.node.run("ip", "route", "replace", *theirs)
+        until("noticed", lambda: world.show("status") and "203.0.113.0/24" not in world.kernel())
+        until("said", lambda: "is in the way (protocol 4" in world.log())
+        world.node.run("ip", "route", "del", *theirs)
+        until("back", lambda: "203.0.113.0/24" in world.kernel(), 10)
+
+
 def test_a_change_of_one_session_restarts_that_one_only(world: World) -> None:
     before = {name: world.since(name) for name in NAMES}
     world.apply({R + "bgppeers/inner": bgp_peer("172.31.1.5", 64512, maxRestartTime="44s")})
