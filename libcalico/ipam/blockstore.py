@@ -15,7 +15,7 @@ from typing import Any
 from libcalico.clock import Clock
 from libcalico.datastore.api import Datastore, Delete, Get, KeyValue, Op, Put, unchanged
 from libcalico.ipam import block as blocks
-from libcalico.ipam.block import Block, BlockError
+from libcalico.ipam.block import Block, InvalidBlock
 from libcalico.model.codec import decode_value
 from libcalico.model.ipam import IpamSettings
 from libcalico.model.keys import BlockKey, HandleKey, IpamConfigKey
@@ -103,11 +103,11 @@ def read_settings(row: KeyValue | None) -> IpamSettings:
 
 
 def read_block(prefix: Prefix, row: KeyValue) -> Block:
-    """The block; raises BlockError when it is not consistent."""
+    """The block; raises InvalidBlock when it is not consistent."""
     try:
         return blocks.check_block(prefix, json.loads(row.value))
     except ValueError as why:
-        raise BlockError(f"block {prefix}: not JSON: {why}") from why
+        raise InvalidBlock(f"block {prefix}: not JSON: {why}") from why
 
 
 def _handle_ops(handle: str, row: KeyValue | None, cidr: str, difference: int) -> list[Op]:

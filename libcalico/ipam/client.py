@@ -8,48 +8,27 @@ the addresses, if any, stand under the handle and are given back with :meth:`Ipa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from libcalico.clock import Clock
-from libcalico.datastore.api import Datastore, Delete, Get, GetAll, KeyValue, Op, Put
+from libcalico.datastore.api import Datastore, Delete, KeyValue, Op, Put
 from libcalico.ipam import block as blocks
-from libcalico.ipam.block import Block
-from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, read_block, read_settings
-from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations, choose_pools, read_pool, reserved_test
-from libcalico.model.codec import decode_value
-from libcalico.model.ipam import IpamSettings
-from libcalico.model.keys import (
-    IPAM,
-    RESOURCES,
-    BlockAffinityKey,
-    BlockKey,
-    HandleKey,
-    IpamConfigKey,
-    ResourceKey,
-    undashed,
-)
+from libcalico.ipam.block import Block, BlockError, InvalidBlock
+from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, read_block
+from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations
+from libcalico.ipam.view import affinities, read_view
+from libcalico.model.keys import IPAM, BlockAffinityKey, BlockKey, HandleKey, undashed
 from libcalico.model.stored import encode
 from libcalico.net import Addr, Family, Prefix
 
 __all__ = ["IpamClient", "IpamError"]
 
-_BLOCKS_PER_HOST = 20
+_SEEN = 20  # blocks that are read in one request; more are read when it is their turn
 _AT_ONCE = 60  # addresses of one block in one write: each may have its own handle, and etcd takes 128 operations
-
-
-class _View(msgspec.Struct, frozen=True):
-    """What is read before an assignment, in one request."""
-
-    settings: IpamSettings
-    labels: dict[str, str]
-    pools: list[Pool]
-    reserved: Reservations
-    affine: dict[Prefix, str]  # block -> state
 
 
 class IpamClient(BlockStore):
@@ -75,21 +54,32 @@ class IpamClient(BlockStore):
         Fewer (never none) are returned when the pools run out.  In the steady state three requests: what is to be
         known, this node's blocks with the handle, and the write.
         """
-        view = await self._view(family)
-        chosen = _chosen(view, family, pools, use)
+        view = await read_view(self._store, self._host, family)
+        chosen = view.choose(family, pools, use)
+        await self._leave(view.strayed())
         got: list[tuple[Addr, Prefix]] = []
+        broken: list[str] = []
 
-        async def take(prefix: Prefix, *, own: bool, rows: Rows = ()) -> None:
-            found = await self._take(prefix, count - len(got), handle, attributes, view.reserved, own=own, rows=rows)
+        async def take(prefix: Prefix, *, own: bool, claim: bool = False, rows: Rows = ()) -> bool:
+            try:
+                if claim and not await self._claim(prefix):
+                    return False
+                found = await self._take(
+                    prefix, count - len(got), handle, attributes, view.reserved, own=own, rows=rows
+                )
+            except InvalidBlock as why:  # of no use to anybody, but others are
+                broken.append(str(why))
+                return False
             got.extend((addr, prefix) for addr in found)
+            return True
 
         ours = [prefix for prefix in view.affine if any(pool.prefix.contains(prefix) for pool in chosen)]
         seen = await self._see(ours, handle) if count else {}
         for prefix in ours:
-            if len(got) < count and (view.affine[prefix] in {"", "confirmed"} or await self._claim(prefix)):
-                await take(prefix, own=True, rows=() if got else seen.get(prefix, ()))
-        limit = min(n for n in (max_blocks, view.settings.max_blocks_per_host, _BLOCKS_PER_HOST) if n > 0)
-        owned, why = len(view.affine), ""
+            if len(got) < count:
+                claim = view.affine[prefix] not in {"", "confirmed"}
+                await take(prefix, own=True, claim=claim, rows=() if got or claim else seen.get(prefix, ()))
+        limit, owned, why = view.most_blocks(max_blocks), len(ours), ""
         existing = await self._block_prefixes(family) if len(got) < count else set()
         for prefix in _unclaimed(chosen, existing, self._host, view.reserved) if len(got) < count else ():
             if owned >= limit:
@@ -98,21 +88,20 @@ class IpamClient(BlockStore):
                 why = "blocks are not allocated automatically"
             if why or len(got) >= count:
                 break
-            if await self._claim(prefix):
-                owned += 1
-                await take(prefix, own=True)
+            owned += await take(prefix, own=True, claim=True)
         if len(got) < count and not why and owned < limit and view.settings.auto_allocate_blocks:
             why = "no free address in the pools"
             for prefix in () if view.settings.strict_affinity else _in_order(chosen, existing, self._host):
                 if len(got) < count:
                     await take(prefix, own=False)
         if not got and count:
-            raise IpamError(f"node {self._host}: {why or 'no free address in the pools'}")
+            reasons = [why or "no free address in the pools", *dict.fromkeys(broken), *view.passed_over]
+            raise IpamError(f"node {self._host}: {'; '.join(reasons)}")
         return got
 
     async def assign_ip(self, addr: Addr, handle: str, attributes: Mapping[str, str]) -> Prefix:
         """Take one given address and return its block; raises AlreadyAssigned."""
-        view = await self._view(addr.family)
+        view = await read_view(self._store, self._host, addr.family)
         pool = next((pool for pool in view.pools if pool.prefix.contains(addr)), None)
         if pool is None:
             raise IpamError(f"{addr}: not in a configured pool")
@@ -185,7 +174,15 @@ class IpamClient(BlockStore):
     async def release_by_handle(self, handle: str) -> int:
         """Give back all addresses of a handle; return how many.  An unknown handle: 0."""
         row = await self._store.get(HandleKey(handle).path)
-        return sum([len(await self._release(Prefix.parse(text), None, handle)) for text in _handle_blocks(row)])
+        count, broken = 0, None
+        for text in _handle_blocks(row):
+            try:
+                count += len(await self._release(Prefix.parse(text), None, handle))
+            except InvalidBlock as why:  # what lies in the others is given back all the same
+                broken = why
+        if broken is not None:
+            raise broken
+        return count
 
     async def release_affinity(self, prefix: Prefix, *, must_be_empty: bool = False) -> bool:
         """Give up a block of this node; addresses in use stay.  False when it is not ours or is not empty."""
@@ -208,10 +205,16 @@ class IpamClient(BlockStore):
 
     async def release_host(self) -> int:
         """Give up all blocks of this node; return how many."""
-        rows = [row for f in Family for row in (await self._store.list(_affinities(self._host, f))).items]
+        rows = [row for f in Family for row in (await self._store.list(affinities(self._host, f))).items]
         return sum([await self.release_affinity(undashed(row.key.rpartition("/")[2])) for row in rows])
 
     # --- steps ------------------------------------------------------------------------------------------------------
+
+    async def _leave(self, prefixes: Iterable[Prefix]) -> None:
+        """Give up empty blocks in pools that are not for this node any more, as Calico does; those in use stay."""
+        for prefix in prefixes:
+            with contextlib.suppress(IpamError, BlockError):  # no reason to assign nothing
+                await self.release_affinity(prefix, must_be_empty=True)
 
     async def _take(
         self,
@@ -238,7 +241,7 @@ class IpamClient(BlockStore):
 
     async def _see(self, prefixes: Sequence[Prefix], handle: str) -> dict[Prefix, Rows]:
         """Blocks, the handle and the settings in one request, as :meth:`change_block` takes them; absent ones not."""
-        wanted = prefixes[:_BLOCKS_PER_HOST]
+        wanted = prefixes[:_SEEN]
         _, *shared = block_keys(wanted[0], [handle]) if wanted else ("", "")
         rows = await self._read([*(BlockKey(prefix).path for prefix in wanted), *shared]) if wanted else []
         return {
@@ -294,42 +297,9 @@ class IpamClient(BlockStore):
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
-    async def _view(self, family: Family) -> _View:
-        node = ResourceKey("Node", self._host)
-        prefixes = (f"{RESOURCES}ippools/", f"{RESOURCES}ipreservations/", _affinities(self._host, family))
-        reads: list[Op] = [Get(IpamConfigKey().path), Get(node.path), *map(GetAll, prefixes)]
-        found = await self._store.txn((), reads)
-        config, own = found.gets
-        pools, reservations, affinities = found.ranges
-        if own is None:
-            raise IpamError(f"node {self._host}: there is no Node object")
-        try:
-            held = [
-                decode_value(_resource("IPReservation", row), row.value).spec.reserved_cidrs for row in reservations
-            ]
-            return _View(
-                read_settings(config),
-                decode_value(node, own.value).labels,
-                [pool for row in pools if (pool := _pool(row)) is not None],
-                reserved_test(Prefix.parse(text, strict=False) for texts in held for text in texts or ()),
-                {undashed(row.key.rpartition("/")[2]): _state(row) for row in affinities},
-            )
-        except ValueError as why:
-            raise IpamError(str(why)) from why
-
     async def _block_prefixes(self, family: Family) -> set[Prefix]:
         page = await self._store.list(f"{IPAM}assignment/ipv{family.value}/block/")
         return {undashed(row.key.rpartition("/")[2]) for row in page.items}
-
-
-def _chosen(view: _View, family: Family, named: Sequence[Prefix], use: str) -> list[Pool]:
-    try:
-        chosen = choose_pools(view.pools, family, view.labels, named=named, use=use)
-    except ValueError as why:
-        raise IpamError(str(why)) from why
-    if not chosen:
-        raise IpamError("no configured Calico pools for this node")
-    return chosen
 
 
 def _in_order(pools: Iterable[Pool], existing: set[Prefix], node: str) -> list[Prefix]:
@@ -356,24 +326,3 @@ def _handle_blocks(row: KeyValue | None) -> list[str]:
 def _unowned(block: Block) -> Block:
     kept = {name: value for name, value in block.items() if name != "affinity_claim_time"}
     return {**kept, "affinity": None, "sequenceNumber": block.get("sequenceNumber", 0) + 1}
-
-
-def _pool(row: KeyValue) -> Pool | None:
-    key = _resource("IPPool", row)
-    try:
-        return read_pool(key.name, decode_value(key, row.value).spec)
-    except ValueError as why:
-        raise IpamError(f"{key}: {why}") from why
-
-
-def _state(row: KeyValue) -> str:
-    value = json.loads(row.value)
-    return (value.get("state") or "") if isinstance(value, dict) else "pending"
-
-
-def _resource(kind: str, row: KeyValue) -> ResourceKey:
-    return ResourceKey(kind, row.key.rpartition("/")[2])
-
-
-def _affinities(node: str, family: Family) -> str:
-    return f"{IPAM}host/{node}/ipv{family.value}/block/"

@@ -26,13 +26,15 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 def read_pool(name: str, spec: IPPoolSpec) -> Pool | None:
-    """The pool, or None when it is disabled; raises ValueError when its CIDR or block size is none."""
+    """The pool, or None when it is disabled; raises ValueError when CIDR, block size or node selector is none."""
     if spec.disabled:
         return None
     prefix = Prefix.parse(spec.cidr, strict=False)
     length = spec.block_size or (26 if prefix.family is IPV4 else 122)
     if not prefix.length <= length <= prefix.family.bits or prefix.family.bits - length > MOST_BLOCK_BITS:
         raise ValueError(f"blockSize {length} does not suit {prefix}")
+    if spec.node_selector:
+        parse_selector(spec.node_selector)
     return Pool(name, prefix, length, spec)
 
 
@@ -51,7 +53,7 @@ def choose_pools(
             raise ValueError(f"no such enabled pool: {', '.join(missing)}")
         mine = [pool for prefix in wanted for pool in mine if pool.prefix == prefix]
     else:
-        mine = [pool for pool in mine if _is_for(pool.spec, labels)]
+        mine = [pool for pool in mine if is_for(pool.spec, labels)]
     return [pool for pool in mine if use in (pool.spec.allowed_uses or ["Workload", "Tunnel"])]
 
 
@@ -74,7 +76,8 @@ class Reservations:
         return any(prefix.contains(block) for prefix in self._prefixes)
 
 
-def _is_for(spec: IPPoolSpec, labels: Mapping[str, str]) -> bool:
-    if (spec.assignment_mode or "Automatic") != "Automatic" or spec.namespace_selector:
+def is_for(spec: IPPoolSpec, labels: Mapping[str, str], *, by_node_alone: bool = False) -> bool:
+    """Whether a node with ``labels`` takes addresses from a pool unasked; ``by_node_alone``: whether it selects it."""
+    if not by_node_alone and ((spec.assignment_mode or "Automatic") != "Automatic" or spec.namespace_selector):
         return False
     return not spec.node_selector or parse_selector(spec.node_selector).evaluate(labels)

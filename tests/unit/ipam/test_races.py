@@ -133,8 +133,6 @@ async def test_a_block_of_many_handles_is_released_from_in_as_many_writes_as_it_
     ("key", "value", "said"),
     [
         (IpamConfigKey().path, b"{", "IPAMConfig"),
-        (ResourceKey("IPReservation", "r").path, b'{"spec": {"reservedCIDRs": ["x"]}}', "'x'"),
-        (ResourceKey("IPPool", "q").path, b'{"spec": {"cidr": 7}}', "IPPool"),
         (ResourceKey("Node", "a").path, b"[]", "Node"),
     ],
 )
