@@ -79,7 +79,10 @@ def parse_healthcheck(value: Any, place: str) -> Healthcheck | None:
             command = tuple(words)
         case _:
             raise StageError(f'{place}.test: must be ["CMD", program, arguments...] or ["CMD-SHELL", line]')
-    return Healthcheck(command, float(content.get("timeout", 30)))
+    timeout = content.get("timeout", 30)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+        raise StageError(f"{place}.timeout: {timeout!r} is not a number of seconds")
+    return Healthcheck(command, float(timeout))
 
 
 def _mapping(value: Any, place: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lab.stages import Progress, StageError, WaitFor
-from lab.topology import TopologyError, load_topology
+from lab.topology import TopologyError, lab_name, load_topology
 from libcalico.model.codec import decode_value
 from libcalico.model.keys import parse_key
 
@@ -75,6 +75,28 @@ topology:
         (
             "name: t\ntopology: {groups: {g: {user: me}}, nodes: {a: {kind: linux, group: g}}}",
             "topology.nodes.a: topology.groups.g.user: not supported",
+        ),
+        ("name: ..\ntopology: {nodes: {a: {kind: linux}}}", "name: '..' is no name"),
+        ("name: t\ntopology: {nodes: {../a: {kind: linux}}}", "'../a' is no name"),
+        ("name: t\ntopology: {nodes: {a: {kind: linux, env: [A=1]}}}", "topology.nodes.a.env: must be a mapping"),
+        ("name: t\ntopology: {nodes: {a: {kind: linux, exec: ip link}}}", "topology.nodes.a.exec: must be a list"),
+        ('name: t\ntopology: {nodes: {a: {kind: linux, exec: ["echo \'x"]}}}', "topology.nodes.a.exec[0]: "),
+        ('name: t\ntopology: {nodes: {a: {kind: linux, cmd: "echo \'x"}}}', "topology.nodes.a.cmd: "),
+        ("name: t\ntopology: {nodes: {a: {kind: linux, cmd: [sh, -c]}}}", "topology.nodes.a.cmd: ['sh', '-c'] must be"),
+        ("name: t\ntopology: {nodes: {a: {kind: linux}}, links: 1}", "topology.links: must be a list"),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux}}, links: [{endpoints: a}]}",
+            "links[0].endpoints: must be a list",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux}, b: {kind: linux}}, "
+            "links: [{endpoints: ['a:eth1', 'b:eth1'], mtu: jumbo}]}",
+            "links[0].mtu: 'jumbo' is no MTU",
+        ),
+        (
+            "name: t\ntopology: {nodes: {a: {kind: linux}, b: {kind: linux}}, "
+            "links: [{endpoints: ['a:lo', 'b:eth1']}]}",
+            "'lo' is no interface name",
         ),
         ("name: t\ntopology: {nodes: {a: {kind: linux, network-mode: host}}}", "topology.nodes.a.network-mode: 'host'"),
         ("name: t\nsettings: {}\ntopology: {nodes: {a: {kind: linux}}}", "yml: settings: not supported"),
@@ -200,3 +222,15 @@ def test_every_value_that_the_example_puts_is_one_that_calico_would_read() -> No
             metadata = json.loads(value)["metadata"]
             assert metadata["uid"]
             assert metadata["creationTimestamp"]
+
+
+def test_keys_without_a_value_count_as_absent_and_booleans_are_spelled_as_containerlab_does(tmp_path: Path) -> None:
+    text = "name: t\ntopology: {nodes: {a: {kind: linux, env: {A: true, B: }, exec: , binds: , sysctls: }}}"
+    node = load_topology(write(tmp_path, text)).nodes["a"]
+    assert (node.env, node.exec, node.binds, node.sysctls) == ({"A": "true", "B": ""}, (), (), {})
+
+
+def test_the_name_is_read_whatever_else_is_wrong_with_the_file(tmp_path: Path) -> None:
+    assert lab_name(write(tmp_path, "name: t\ntopology: {nodes: {a: {kind: srl}}}")) == "t"
+    with pytest.raises(TopologyError, match="name is missing"):
+        lab_name(write(tmp_path, "topology: {}"))
