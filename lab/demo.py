@@ -25,7 +25,8 @@ def show(lab: Lab, expect: ex.Expectation) -> list[str]:
     _show_sessions(lab, expect)
     _show_routes(lab, expect)
     results = ex.ping_all(lab, expect.places)
-    _show_matrix(results, expect)
+    if results:
+        _show_matrix(results, expect)
     wrong += ex.wrong_pings(results, expect)
     _show_next_steps(lab, expect)
     return wrong

@@ -45,8 +45,19 @@ class Expectation:
         """Read the file.  Raises LabError."""
         try:
             document = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as why:
-            raise LabError(f"{path}: {why}") from None
+        except OSError as why:
+            raise LabError(f"{path}: {why.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as why:
+            raise LabError(f"{path}: {' '.join(str(why).split())}") from None
+        try:
+            return cls._of(document)
+        except KeyError as why:
+            raise LabError(f"{path}: {why} is missing") from None
+        except (AttributeError, TypeError) as why:
+            raise LabError(f"{path}: not in the form of the other labs' ({why})") from None
+
+    @classmethod
+    def _of(cls, document: Any) -> Expectation:
         places = {
             name: Place(name, p["node"], p.get("netns", ""), p["address"])
             for name, p in (document.get("places") or {}).items()

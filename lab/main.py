@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from pathlib import Path
 from lab import demo, graph, live, readme
 from lab import expect as ex
 from lab.namespaces import LabError
-from lab.runner import Lab, require_root
-from lab.topology import TopologyError
+from lab.runner import Lab, remove, require_root
+from lab.topology import TopologyError, lab_name
 
 
 def _progress() -> Callable[[str], None]:
@@ -73,17 +74,28 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"felixpy-lab: {why}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("felixpy-lab: interrupted, everything is removed\n")
+        gone = ", everything is removed" if args.command in {"up", "demo"} else ""
+        sys.stderr.write(f"felixpy-lab: interrupted{gone}\n")
         return 130
 
 
+def _interrupt(*_: object) -> None:
+    """A terminal that is closed, and kill(1), end a build as Ctrl-C does: with nothing left."""
+    raise KeyboardInterrupt
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.command == "down":
+        remove(lab_name(args.file))  # whatever has become of the rest of the file
+        return 0
+    if args.command in {"up", "demo"}:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+                signal.signal(number, _interrupt)
     lab = Lab.from_file(args.file, progress=_progress())
     match args.command:
         case "up":
             lab.up()
-        case "down":
-            lab.remove_stale()
         case "demo":
             return _demo(lab)
         case "check":
@@ -97,6 +109,8 @@ def _run(args: argparse.Namespace) -> int:
         case "exec" | "enter":
             node = lab.attach().node(args.node)
             words = getattr(args, "args", [])
+            if words[:1] == ["--pod"]:
+                raise LabError("--pod comes before the node: exec --pod POD FILE NODE -- COMMAND")
             words = words[1:] if words[:1] == ["--"] else words
             command = node.command(words or ["bash"], netns=args.pod, env={"TERM": os.environ.get("TERM", "dumb")})
             os.execvp(command[0], command)  # noqa: S606  # becoming the command is the point
@@ -147,9 +161,9 @@ def _graph(lab: Lab, svg: str | None) -> None:
 
 def _demo(lab: Lab) -> int:
     say = _progress()
+    expect = ex.Expectation.load(lab.topology.path.parent / "expect.yml")
     try:
         lab.up()
-        expect = ex.Expectation.load(lab.topology.path.parent / "expect.yml")
         say("waiting for BGP sessions")
         try:
             ex.until("sessions", lambda: ex.missing_sessions(lab, expect))

@@ -32,7 +32,9 @@ ip link set lo up
 # a new namespace inherits IPv4 sysctls from the host: begin as a fresh machine does
 echo 0 > /proc/sys/net/ipv4/ip_forward
 echo ready
-exec sleep infinity
+# whoever makes us has written down where we are, or is dead, and nobody would find us again
+read -r _ || exit 1
+exec sleep infinity </dev/null
 """
 
 
@@ -57,6 +59,8 @@ class Node:
 
     def __init__(self, spec: NodeSpec, holder_pid: int, pid: int, log_dir: Path) -> None:
         self.spec, self.holder_pid, self.pid, self.log_dir = spec, holder_pid, pid, log_dir
+        self.main: subprocess.Popen[bytes] | None = None
+        self._holder: subprocess.Popen[bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -64,13 +68,13 @@ class Node:
 
     @classmethod
     def create(cls, spec: NodeSpec, log_dir: Path, *, tied: bool) -> Node:
-        """Make the namespaces; ``tied``: they die with this process."""
+        """Make the namespaces; ``tied``: they die with this process, and until :meth:`keep` all do."""
         holder = subprocess.Popen(
             [
                 "unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL",
                 "--mount-proc", "--propagation", "private", "bash", "-c", _HOLDER, "holder", spec.hostname,
             ],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
             preexec_fn=_die_with_parent if tied else None,  # noqa: PLW1509
         )  # fmt: skip
         assert holder.stdout is not None  # noqa: S101
@@ -81,7 +85,15 @@ class Node:
         holder.stdout.close()
         holder.stderr.close()
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
-        return cls(spec, holder.pid, int(children[0]), log_dir)
+        node = cls(spec, holder.pid, int(children[0]), log_dir)
+        node._holder = holder
+        return node
+
+    def keep(self) -> None:
+        """It may outlive us from now on: where it is has been written down."""
+        if self._holder is not None and self._holder.stdin is not None:
+            self._holder.stdin.write(b"\n")
+            self._holder.stdin.close()
 
     def command(self, args: Sequence[str], env: Mapping[str, str] | None = None, netns: str = "") -> list[str]:
         """The command line that runs ``args`` inside, in the named network namespace of a pod if given."""
@@ -127,10 +139,14 @@ class Node:
     def daemon(self, name: str, args: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a long-lived process with a log of its own; it dies with the node's process namespace."""
         log: IO[bytes]
-        with (self.log_dir / f"{self.name}-{name}.log").open("ab") as log:
+        with self.log(name).open("ab") as log:
             return subprocess.Popen(
                 self.command(args), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+
+    def log(self, name: str) -> Path:
+        """Where a daemon's output goes, on the host."""
+        return self.log_dir / f"{self.name}-{name}.log"
 
     def bind_all(self) -> None:
         """Mount the node's binds."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.namespaces import LabError, is_alive
-from lab.runner import STATE_DIR, Lab
+from lab.runner import STATE_DIR, Lab, remove
 
 TOPOLOGY = """
 name: tiny-test-lab
@@ -112,4 +112,75 @@ def test_what_a_killed_runner_left_is_removed_by_the_next_one(file: Path) -> Non
         while any(is_alive(pid) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+    assert world() == before
+
+
+def test_a_program_that_fails_or_is_not_there_takes_the_whole_lab_down_and_is_named(file: Path) -> None:
+    before = world()
+    file.write_text(TOPOLOGY.replace("sleep 1000", "no-such-program --now"))
+    with pytest.raises(LabError, match="a: there is no program no-such-program"):
+        Lab.from_file(file, tied=True).up()
+    fails = TOPOLOGY.replace("sleep 1000", "sh -c 'echo no luck; echo x > /run/over; exit 3'")
+    waits = "exec:\n        - sh -c 'until [ -e /run/over ]; do sleep 0.01; done; sleep 0.3'"
+    file.write_text(fails.replace("exec:", waits, 1))
+    with pytest.raises(LabError, match=r"ended \(3\): no luck"):
+        Lab.from_file(file, tied=True).up()
+    assert world() == before
+
+
+def test_a_lab_of_the_same_name_from_another_file_is_not_taken_away(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "clone" / "tiny.clab.yml"
+    other.parent.mkdir()
+    other.write_text(TOPOLOGY.replace("greeting:", f"{tmp_path}/greeting:"))
+    with Lab.from_file(file, tied=True) as lab:
+        with pytest.raises(LabError, match=f"is up already: felixpy-lab down {file}"):
+            Lab.from_file(other, tied=True).up()
+        lab.node("a").run(["ping", "-c", "1", "-W", "2", "192.0.2.2"])
+    with Lab.from_file(other, tied=True):
+        pass
+
+
+def test_two_that_build_one_lab_at_a_time_do_not_take_each_others_nodes_away(file: Path) -> None:
+    refused: list[str] = []
+
+    def again(text: str) -> None:
+        if text.startswith("wiring"):
+            with pytest.raises(LabError) as why:
+                Lab.from_file(file, tied=True).up()
+            refused.append(str(why.value))
+
+    with Lab.from_file(file, tied=True, progress=again) as lab:
+        lab.node("a").run(["ping", "-c", "1", "-W", "2", "192.0.2.2"])
+    assert refused == ["lab tiny-test-lab is being built just now, by another felixpy-lab"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_interrupted_leaves_nothing_and_waits_for_nobody(file: Path, number: signal.Signals) -> None:
+    before = world()
+    file.write_text(
+        TOPOLOGY.replace("- ip address add 192.0.2.1/24", "- sleep 50\n        - ip address add 192.0.2.1/24")
+    )
+    command = [sys.executable, "-c", "import sys; from lab.main import main; sys.exit(main())", "up", str(file)]
+    began = time.monotonic()
+    building = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert building.stderr is not None
+    while "starting" not in building.stderr.readline():
+        pass
+    os.kill(building.pid, number)
+    assert building.wait(30) == 130
+    assert "interrupted, everything is removed" in building.stderr.read()
+    assert time.monotonic() - began < 40, "not as long as the command that was running"
+    assert world() == before
+
+
+def test_down_needs_no_more_of_the_file_than_the_name(file: Path) -> None:
+    before = world()
+    lab = Lab.from_file(file, tied=True)
+    lab.up()
+    pids = [node.pid for node in lab.nodes.values()]
+    file.write_text(TOPOLOGY.replace("kind: linux", "kind: linus"))
+    command = [sys.executable, "-c", "import sys; from lab.main import main; sys.exit(main())", "down", str(file)]
+    assert subprocess.run(command, check=False, timeout=30).returncode == 0
+    assert not any(is_alive(pid) for pid in pids)
+    remove("tiny-test-lab")  # once more does no harm
     assert world() == before
