@@ -25,7 +25,7 @@ from birdpy.exabgp.process import ExabgpProcess, exabgp_environment
 from birdpy.rib.speaker import Speaker, SpeakerError
 from libcalico.clock import SystemClock
 from libcalico.model.speaker import SpeakerConfig, decode_speaker_config
-from libcalico.net import Addr
+from libcalico.net import Addr, Family
 from libcalico.runtime.control import ControlError, ControlServer
 from libcalico.runtime.health import Reporter
 from libcalico.runtime.http import serve_health
@@ -33,6 +33,8 @@ from libcalico.runtime.logs import configure_logging, get_logger
 from libcalico.runtime.supervise import Program, until_stopped
 
 _END_OF_RIB_AT_THE_LATEST_S = 10.0
+_STALE_AFTER_RETURN_S = 10.0
+"""For a peer that is back and sends no End-of-RIB, or has lost its forwarding state, to tell anew what holds."""
 _HEALTH_TIMEOUT_S = 60.0
 
 
@@ -235,8 +237,7 @@ class Daemon:
             case codec.PeerEndOfRib():
                 self.speaker.end_of_rib(name, event.family)
             case codec.PeerOpened():
-                session.router_id, session.restart_time_s = event.router_id, event.restart_time_s
-                session.families, session.extended_next_hop = event.families, event.extended_next_hop
+                session.opened = event
             case codec.PeerState(state="up"):
                 self._peer_up(name, session)
             case codec.PeerState(state="down"):
@@ -253,9 +254,12 @@ class Daemon:
         session.state, session.since = "up", datetime.now(UTC)
         session.just_up = True
         session.end_of_rib_by = self._clock.monotonic() + _END_OF_RIB_AT_THE_LATEST_S
-        router_id = Addr.parse(session.router_id).value if session.router_id else 0
-        families = peer.configured_families & session.families or {peer.address.family}
-        self.speaker.peer_up(name, router_id, families, extended_next_hop=session.extended_next_hop)
+        opened = session.opened
+        router_id = Addr.parse(opened.router_id).value if opened.router_id else 0
+        families = peer.configured_families & opened.families or {peer.address.family}
+        self.speaker.peer_up(name, router_id, families, extended_next_hop=opened.extended_next_hop)
+        if opened.restart_time_s is None or (opened.restarted and not opened.preserved >= families):
+            self.speaker.hurry(name, self._clock.monotonic() + _STALE_AFTER_RETURN_S)
         self._log.info("peer-up", peer=name, address=str(session.address))
 
     def _peer_down(self, name: str, session: Session, reason: str) -> None:
@@ -264,16 +268,19 @@ class Daemon:
             session.last_error = session.last_error or reason
             return
         goodbye = "notification" in reason.lower() or "hold" in reason.lower() or "shutting down" in reason.lower()
-        keep = 0.0 if goodbye else min(float(session.restart_time_s), self.settings.restart_time_s)
-        self._peer_lost(name, reason, keep)
+        keep = 0.0 if goodbye else min(float(session.opened.restart_time_s or 0), self.settings.restart_time_s)
+        self._peer_lost(name, reason, keep, session.opened.restart_families)
 
-    def _peer_lost(self, name: str, reason: str, keep_s: float) -> None:
+    def _peer_lost(self, name: str, reason: str, keep_s: float, families: frozenset[Family] | None = None) -> None:
+        """``families``: for which routes are kept; None: for all."""
+        if families is not None and not families & self.speaker.peers[name].families:
+            keep_s = 0.0
         session = self.sessions[name]
         if session.state == "up":
             self._log.warning("peer-down", peer=name, reason=reason, routes_kept_s=keep_s)
             session.since = datetime.now(UTC)
             session.losses += 1
-            self.speaker.peer_down(name, self._clock.monotonic(), keep_s)
+            self.speaker.peer_down(name, self._clock.monotonic(), keep_s, families)
         session.state, session.fsm, session.last_error = "start", "Idle", reason
         self._announcer.peer_lost(name)
         self._wake.set()

@@ -13,6 +13,7 @@ import asyncio
 from datetime import datetime
 
 from birdpy.exabgp import codec
+from birdpy.exabgp.codec import PeerOpened
 from birdpy.exabgp.pipe import ApiPipe
 from birdpy.rib.path import Attributes
 from birdpy.rib.speaker import Speaker
@@ -31,11 +32,7 @@ class Session:
         self.fsm = "Idle"
         self.since: datetime | None = None
         self.last_error = ""
-        self.router_id = ""
-        self.restart_time_s = 0
-        self.families: frozenset[Family] = frozenset()
-        """That the peer offers."""
-        self.extended_next_hop = False
+        self.opened = PeerOpened("", "")
         self.limited = False
         self.just_up = False
         self.owes_end_of_rib: set[Family] = set()

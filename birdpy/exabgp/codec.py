@@ -25,13 +25,24 @@ _ORIGIN_WORDS = {origin: word for word, origin in _ORIGINS.items()}
 
 
 class PeerOpened(msgspec.Struct, frozen=True):
-    """The peer's OPEN; ``extended_next_hop``: it takes IPv6 next hops for IPv4 (RFC 8950)."""
+    """The peer's OPEN.
+
+    Attributes:
+        extended_next_hop: It takes IPv6 next hops for IPv4 (RFC 8950).
+        restart_time_s: Within this it is back (RFC 4724); None: it knows nothing of graceful restart.
+        restart_families: For these it goes on forwarding while it restarts; one that only helps others names none.
+        restarted: It has just restarted (the R bit).
+        preserved: For these it went on forwarding meanwhile (the F bit).
+    """
 
     peer: str
     router_id: str
-    restart_time_s: int
+    restart_time_s: int | None = None
     families: frozenset[Family] = frozenset()
     extended_next_hop: bool = False
+    restart_families: frozenset[Family] = frozenset()
+    restarted: bool = False
+    preserved: frozenset[Family] = frozenset()
 
 
 class PeerState(msgspec.Struct, frozen=True):
@@ -134,11 +145,17 @@ def decode(line: bytes) -> Event | None:
 
 def _opened(peer: str, message: dict[str, Any]) -> PeerOpened:
     capabilities = message.get("capabilities", {})
-    restart = capabilities.get("64", {})
+    restart = capabilities.get("64")
     families = frozenset(_FAMILIES[f] for f in capabilities.get("1", {}).get("families", ()) if f in _FAMILIES)
     extended = "ipv4/unicast/ipv6" in capabilities.get("5", {}).get("conversion", ())
-    restart_time_s = int(restart.get("time", 0)) if restart else 0
-    return PeerOpened(peer, str(message["router_id"]), restart_time_s, families, extended)
+    router_id = str(message["router_id"])
+    if restart is None:
+        return PeerOpened(peer, router_id, None, families, extended)
+    flags = {_FAMILIES[f]: flags for f, flags in restart.get("address-family-flags", {}).items() if f in _FAMILIES}
+    return PeerOpened(
+        peer, router_id, int(restart.get("time", 0)), families, extended, frozenset(flags),
+        restarted=bool(restart.get("restart-flags")), preserved=frozenset(f for f, words in flags.items() if words),
+    )  # fmt: skip
 
 
 def _notification(neighbor: dict[str, Any]) -> str:

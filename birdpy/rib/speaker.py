@@ -11,7 +11,7 @@ prefixes touched.  Policy is that of Calico's BIRD templates (docs/internals/bgp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -33,7 +33,7 @@ from birdpy.rib.path import (
 )
 from birdpy.rib.peer_state import Offer, PeerState
 from libcalico.model.speaker import PoolPolicy, SpeakerConfig
-from libcalico.net import IPV4, Addr, Family, InterfaceAddr, Prefix
+from libcalico.net import IPV4, IPV6, Addr, Family, InterfaceAddr, Prefix
 from libcalico.reconcile import Index, Table
 
 Announcement = tuple[Prefix, int, Attributes]  # prefix, path id, attributes
@@ -169,8 +169,13 @@ class Speaker:
         peer.refused = 0
         self._touch_everything()
 
-    def peer_down(self, name: str, now: float, keep_s: float = 0.0) -> None:
-        """A session ended.  ``keep_s`` > 0: its paths stay, as stale, for so long (RFC 4724 section 4.2)."""
+    def peer_down(
+        self, name: str, now: float, keep_s: float = 0.0, keep_families: Collection[Family] | None = None
+    ) -> None:
+        """A session ended.  ``keep_s`` > 0: its paths stay, as stale, for so long (RFC 4724 section 4.2).
+
+        ``keep_families``: of these only, since the peer goes on forwarding for them; None: of all.
+        """
         peer = self.peers.get(name)
         if peer is None:
             return
@@ -184,6 +189,16 @@ class Speaker:
             return
         peer.stale_until = now + keep_s
         self.adj_rib_in.mark_stale(name)
+        if keep_families is not None:
+            for family in (IPV4, IPV6):
+                if family not in keep_families:
+                    self._drop_paths(name, family=family)
+
+    def hurry(self, name: str, until: float) -> None:
+        """What is still stale of a peer that is back does not stay longer than this (seconds, monotonic)."""
+        peer = self.peers.get(name)
+        if peer is not None and peer.stale_until is not None:
+            peer.stale_until = min(peer.stale_until, until)
 
     def end_of_rib(self, name: str, family: Family) -> None:
         """The peer has sent all it had: what is still stale is gone (RFC 4724 section 4.2)."""

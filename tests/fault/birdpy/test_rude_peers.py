@@ -178,6 +178,25 @@ def test_a_silent_peer_is_given_up_when_its_hold_time_of_three_seconds_is_over()
         assert "hold" in str(world.sessions()["Node_172_31_1_1"]["lastError"]).lower()
 
 
+def test_of_two_peers_that_die_only_the_one_that_can_restart_gracefully_keeps_its_routes() -> None:
+    """BIRD's default, as FRR's, is to help others, and to promise nothing for itself."""
+    peers = (
+        BirdPeer("able", "172.31.1.2", 64702, options="graceful restart on;", routes=("198.51.100.0/24 blackhole",)),
+        BirdPeer("helper", "172.31.1.3", 64703, routes=("203.0.113.0/24 blackhole",)),
+    )
+    with World() as world:
+        for number, peer in enumerate(peers):
+            world.objects[R + f"bgppeers/{peer.name}"] = bgp_peer(peer.address, 64702 + number)
+        world.peers(*peers)
+        world.start()
+        until("routes", lambda: {"198.51.100.0/24", "203.0.113.0/24"} <= set(world.kernel()), 30)
+        for peer in peers:
+            world.end_peer(peer.name)
+        until("gone", lambda: "203.0.113.0/24" not in world.kernel())
+        until("both lost", lambda: all(s["state"] == "start" for s in world.sessions().values()))
+        assert "198.51.100.0/24" in world.kernel()
+
+
 def test_an_exabgp_that_hangs_is_replaced_and_forwarding_goes_on() -> None:
     with World(settings={"BIRDPY_EXABGP_SILENCE_S": "1.5"}) as world:
         world.objects[R + "bgppeers/tor"] = bgp_peer("172.31.1.1", 64701)
