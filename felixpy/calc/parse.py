@@ -63,11 +63,14 @@ class InvalidPolicy(ValueError):
 # --- selectors ------------------------------------------------------------------------------------------------------
 
 
-def _rewrite(node: Node, prefix: str, when_all: Node) -> Node:
-    """Prefix every label, and replace ``all()``: how namespace and service account selectors become endpoint ones."""
+def _rewrite(node: Node, prefix: str, when_all: Node | None = None) -> Node:
+    """Prefix every label, and replace ``all()`` (None: leave it): namespace selectors become endpoint ones.
+
+    ``global()`` is what is in no namespace, wherever it stands.
+    """
     match node:
         case All():
-            return when_all
+            return _NO_NAMESPACE if node.text() == "global()" else (when_all or node)
         case Has():
             return Has(prefix + node.label)
         case Compare():
@@ -82,6 +85,11 @@ def _rewrite(node: Node, prefix: str, when_all: Node) -> Node:
             return Or(_rewrite(o, prefix, when_all) for o in node.operands)
         case _:
             raise TypeError(f"unknown selector node {node!r}")
+
+
+def _read_all(node: Node, when_all: Node) -> Node:
+    """What ``all()`` means, spelt out; labels stay as they are."""
+    return _rewrite(node, "", when_all)
 
 
 def _both(parts: Iterable[Node]) -> Selector:
@@ -101,15 +109,15 @@ def _parse(text: str, place: str) -> Selector:
 
 def _namespace_part(text: str, place: str) -> Node:
     """A namespaceSelector as a test of endpoint labels."""
-    root = _parse(text, place).root
-    if isinstance(root, All):
-        return Not(Has(NAMESPACE_LABEL)) if root.text() == "global()" else Has(NAMESPACE_LABEL)
-    return _rewrite(root, NAMESPACE_PREFIX, Has(NAMESPACE_LABEL))
+    return _rewrite(_parse(text, place).root, NAMESPACE_PREFIX, Has(NAMESPACE_LABEL))
 
 
 def _service_account_part(text: str, place: str) -> Node:
-    root = _parse(text, place).root
-    return _rewrite(root, SERVICE_ACCOUNT_PREFIX, Has(SERVICE_ACCOUNT_LABEL))
+    """A selector of service accounts as a test of endpoint labels; ``all()`` stays, as in Calico."""
+    return _rewrite(_parse(text, place).root, SERVICE_ACCOUNT_PREFIX)
+
+
+_NO_NAMESPACE = Not(Has(NAMESPACE_LABEL))
 
 
 def _in_namespace(namespace: str) -> Node:
@@ -117,12 +125,20 @@ def _in_namespace(namespace: str) -> Node:
 
 
 def policy_selector(spec: PolicySpec, namespace: str) -> Selector:
-    """What a policy applies to, as one selector over endpoint labels.  Raises InvalidPolicy."""
-    parts: list[Node] = [_parse(spec.selector, "spec.selector").root]
+    """What a policy applies to, as one selector over endpoint labels.  Raises InvalidPolicy.
+
+    In a global policy with a namespaceSelector an ``all()`` of its selector, too, means what is in a namespace, and
+    likewise with service accounts: so no host endpoint is selected by ``selector: all()`` beside ``namespaceSelector:
+    name != "x"`` (globalnetworkpolicyprocessor.go).
+    """
+    parts: list[Node] = [_parse(spec.selector, "spec.selector").root] if spec.selector else []
     if spec.namespace_selector and not namespace:
         parts.append(_namespace_part(spec.namespace_selector, "spec.namespaceSelector"))
+        parts = [_read_all(part, Has(NAMESPACE_LABEL)) for part in parts]
     if spec.service_account_selector:
         parts.append(_service_account_part(spec.service_account_selector, "spec.serviceAccountSelector"))
+        if not namespace:
+            parts = [_read_all(part, Has(SERVICE_ACCOUNT_LABEL)) for part in parts]
     if namespace:
         parts.append(_in_namespace(namespace))
     return _both(parts)

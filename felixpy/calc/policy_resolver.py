@@ -173,10 +173,10 @@ class PolicyResolver:
         standing = [p for p in policies if p.stands_in(stage)]
         return Tiers(self._tiers_for(standing, "ingress", stage), self._tiers_for(standing, "egress", stage))
 
-    def _sort_key(self, policy: ParsedPolicy) -> tuple[bool, float, str, float, PolicyId]:
+    def _sort_key(self, policy: ParsedPolicy) -> tuple[bool, float, str, float, str]:
         tier = self._tiers.get(policy.tier)
         tier_order = math.inf if tier is None else tier.order
-        return (tier is None, tier_order, policy.tier, policy.order, policy.id)
+        return (tier is None, tier_order, policy.tier, policy.order, policy.id.tie_break)
 
     def _tiers_for(self, policies: list[ParsedPolicy], direction: Direction, stage: Stage) -> tuple[TierPolicies, ...]:
         """Group sorted policies by tier.

@@ -39,11 +39,16 @@ class Action(enum.Enum):
 
 
 class PolicyId(msgspec.Struct, frozen=True, order=True, gc=False):
-    """Identity of a policy; the order of the fields is Calico's tie-break (name, namespace, kind)."""
+    """Identity of a policy."""
 
     name: str
     namespace: str = ""
     kind: str = "GlobalNetworkPolicy"
+
+    @property
+    def tie_break(self) -> str:
+        """What decides between policies of one order: ``a-b`` comes before ``a`` (felix/calc, PolKVLess)."""
+        return f"{self.name}/{self.namespace}/{self.kind}"
 
     def __str__(self) -> str:
         inner = f"{self.namespace}/{self.name}" if self.namespace else self.name

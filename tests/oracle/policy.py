@@ -52,8 +52,8 @@ _TOKEN = re.compile(
 )
 
 
-def selected(text: str, labels: dict[str, str], all_means: bool = True) -> bool:
-    """Evaluate a selector on labels; ``all_means`` is what all() gives."""
+def selected(text: str, labels: dict[str, str], all_means: bool = True, global_means: bool = True) -> bool:
+    """Evaluate a selector on labels; ``all_means`` and ``global_means`` are what all() and global() give."""
     tokens: list[str] = []
     place = 0
     text = text.strip()
@@ -63,7 +63,7 @@ def selected(text: str, labels: dict[str, str], all_means: bool = True) -> bool:
         tokens.append(found[0].strip())
         place = found.end()
     if not tokens:
-        return all_means
+        return True
 
     def take(expected: str = "") -> str:
         token = tokens.pop(0)
@@ -99,7 +99,7 @@ def selected(text: str, labels: dict[str, str], all_means: bool = True) -> bool:
         if word in {"all", "global"} and tokens[:2] == ["(", ")"]:
             take("(")
             take(")")
-            return all_means if word == "all" else NAMESPACE not in labels
+            return all_means if word == "all" else global_means
         if word == "has":
             take("(")
             label = take()
@@ -203,8 +203,8 @@ class World:
             held = sorted(
                 by_tier[name],
                 key=lambda p: (
-                    math.inf if p[2].get("order") is None else p[2]["order"], p[1], p[0],
-                    "NetworkPolicy" if p[0] else "GlobalNetworkPolicy",
+                    math.inf if p[2].get("order") is None else p[2]["order"],
+                    "/".join((p[1], p[0], "NetworkPolicy" if p[0] else "GlobalNetworkPolicy")),
                 ),
             )  # fmt: skip
             ordered.append((name, held))
@@ -213,11 +213,16 @@ class World:
     def _applies(self, spec: dict[str, Any], namespace: str, item: Item) -> bool:
         if namespace and item.labels.get(NAMESPACE) != namespace:
             return False
-        if spec.get("namespaceSelector") and not namespace and not _by_namespace(spec["namespaceSelector"], item):
+        by_namespace = bool(spec.get("namespaceSelector")) and not namespace
+        by_account = bool(spec.get("serviceAccountSelector"))
+        all_accounts = bool(namespace) or ACCOUNT in item.labels
+        if by_namespace and not _by_namespace(spec["namespaceSelector"], item):
             return False
-        if spec.get("serviceAccountSelector") and not _by_account(spec["serviceAccountSelector"], item):
+        if by_account and not _by_account(spec["serviceAccountSelector"], item, all_accounts):
             return False
-        return selected(spec.get("selector") or "", item.labels)
+        # the text of the whole selector has its all() replaced, that of the policy's own selector, too
+        means = NAMESPACE in item.labels if by_namespace else all_accounts if by_account else True
+        return selected(spec.get("selector") or "", item.labels, means)
 
     def _judge_tier(
         self, tier: list[tuple[str, str, dict[str, Any]]], item: Item, direction: str, packet: Packet
@@ -298,13 +303,12 @@ def _stripped(item: Item, prefix: str) -> dict[str, str]:
 
 
 def _by_namespace(text: str, item: Item) -> bool:
-    if text.strip() == "global()":
-        return NAMESPACE not in item.labels
-    return selected(text, _stripped(item, "pcns."), all_means=NAMESPACE in item.labels)
+    inside = NAMESPACE in item.labels
+    return selected(text, _stripped(item, "pcns."), inside, not inside)
 
 
-def _by_account(text: str, item: Item) -> bool:
-    return selected(text, _stripped(item, "pcsa."), all_means=ACCOUNT in item.labels)
+def _by_account(text: str, item: Item, all_means: bool = True) -> bool:
+    return selected(text, _stripped(item, "pcsa."), all_means)
 
 
 def _holds(items: list[Item], address: Ip) -> bool:

@@ -28,8 +28,9 @@ ENDPOINTS = {
 }
 SELECTORS = ["all()", "app == 'a'", "app != 'a'", "has(team) && app in {'a', 'b'}", "!has(app) || team == 'x'",
              "app not in {'a'}", "inherited == 'yes'", "projectcalico.org/namespace == 'red'"]  # fmt: skip
-NAMESPACE_SELECTORS = ["all()", "global()", "color == 'red'", "color != 'red'", "!has(color)"]
-ACCOUNT_SELECTORS = ["all()", "role == 'db'"]
+NAMESPACE_SELECTORS = ["all()", "global()", "color == 'red'", "color != 'red'", "!has(color)",
+                       "global() || color == 'red'"]  # fmt: skip
+ACCOUNT_SELECTORS = ["all()", "role == 'db'", "role != 'db'"]
 
 labels = st.fixed_dictionaries({}, optional={"app": st.sampled_from("abc"), "team": st.sampled_from(["x", "y"])})
 ports = st.lists(st.sampled_from([80, "443", "8000:8100", "http", "dns"]), min_size=1, max_size=2)
@@ -44,7 +45,7 @@ def entity(with_ports: bool, family: int) -> st.SearchStrategy[dict[str, Any]]:
     optional: dict[str, Any] = {
         "selector": st.sampled_from(SELECTORS), "notSelector": st.sampled_from(SELECTORS[1:]),
         "namespaceSelector": st.sampled_from(NAMESPACE_SELECTORS), "nets": nets, "notNets": nets,
-        "serviceAccounts": st.sampled_from([{"names": ["sa1"]}, {"selector": "role == 'db'"}]),
+        "serviceAccounts": st.sampled_from([{"names": ["sa1"]}, {"selector": "role == 'db'"}, {"selector": "all()"}]),
     }  # fmt: skip
     if with_ports:
         optional |= {"ports": ports, "notPorts": ports}
@@ -148,7 +149,7 @@ def endpoint(number: int, namespace: str, container: str) -> st.SearchStrategy[d
 objects = st.fixed_dictionaries(
     {
         **{key: endpoint(*what) for key, what in ENDPOINTS.items()},
-        **{f"globalnetworkpolicies/g{n}": policy for n in range(3)},
+        **{f"globalnetworkpolicies/{name}": policy for name in ("g", "g-1", "g.2")},
         "tiers/default": tier,
     },
     optional={

@@ -1,0 +1,77 @@
+"""Whom policies select, and in which order they judge: what random packets meet too seldom."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from felixpy.calc.graph import CalcGraph
+from felixpy.calc.types import HostEndpointId
+
+R = "/calico/resources/v3/projectcalico.org/"
+WORKLOAD = {
+    "orchestrator": "cni", "node": "n1", "containerID": "c1", "endpoint": "eth0", "interfaceName": "cali1",
+    "ipNetworks": ["10.0.0.1/32"], "profiles": ["kns.red"],
+}  # fmt: skip
+
+
+class Node:
+    """One workload in the namespace ``red``, with a service account or without, and one host endpoint."""
+
+    def __init__(self, account: str = "") -> None:
+        self.graph = CalcGraph("n1")
+        self.put("tiers/default", {"order": 1})
+        self.put("profiles/kns.red", {"labelsToApply": {"pcns.color": "red"}})
+        self.put("workloadendpoints/red/n1-cni-c1-eth0", {**WORKLOAD, "serviceAccountName": account})
+        self.put("hostendpoints/h", {"node": "n1", "interfaceName": "eth0"})
+
+    def put(self, path: str, spec: dict[str, Any] | None) -> None:
+        self.graph.on_update(R + path, None if spec is None else json.dumps({"spec": spec}).encode(), 1)
+
+    def policies(self) -> dict[str, list[str]]:
+        """Names of the policies of each endpoint, in order."""
+        self.graph.flush()
+        assert self.graph.problems.items() == []
+        return {
+            "host" if isinstance(endpoint, HostEndpointId) else "workload": [
+                p.name for tier in policy.ingress for p in tier.policies
+            ]
+            for endpoint, policy in self.graph.resolver.endpoint_policy.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("spec", "selected"),
+    [
+        ({"selector": "all()"}, {"host", "workload"}),
+        ({"namespaceSelector": "color != 'blue'"}, {"host", "workload"}),
+        ({"selector": "all()", "namespaceSelector": "color != 'blue'"}, {"workload"}),
+        ({"selector": "all() && !has(x)", "namespaceSelector": "!has(shape)"}, {"workload"}),
+        ({"selector": "!has(x)", "namespaceSelector": "!has(shape)"}, {"host", "workload"}),
+        ({"selector": "all()", "serviceAccountSelector": "role != 'db'"}, set()),
+        ({"selector": "!has(x)", "serviceAccountSelector": "role != 'db'"}, {"host", "workload"}),
+        ({"serviceAccountSelector": "all()"}, set()),
+    ],
+)
+def test_all_in_a_global_policy_with_a_namespace_or_account_selector_is_what_is_in_one(
+    spec: dict[str, str], selected: set[str]
+) -> None:
+    node = Node()
+    node.put("globalnetworkpolicies/p", spec)
+    assert {name for name, held in node.policies().items() if held} == selected
+
+
+def test_a_namespaced_policy_for_all_service_accounts_is_for_endpoints_without_one_too() -> None:
+    node = Node()
+    node.put("networkpolicies/red/p", {"selector": "all()", "serviceAccountSelector": "all()"})
+    assert node.policies() == {"host": [], "workload": ["p"]}
+
+
+def test_policies_of_one_order_stand_as_with_felix_by_name_and_namespace_and_kind_as_one_text() -> None:
+    node = Node()
+    for path in ("globalnetworkpolicies/web", "globalnetworkpolicies/web-deny", "globalnetworkpolicies/web.b",
+                 "globalnetworkpolicies/web1", "networkpolicies/red/web"):  # fmt: skip
+        node.put(path, {"selector": "all()"})
+    assert node.policies()["workload"] == ["web-deny", "web.b", "web", "web", "web1"]
