@@ -78,26 +78,33 @@ def _etcd_table() -> str:
 
 def _felix_table() -> str:
     """Fields that have an effect, with Felix's variables in the environment."""
-    from felixpy.calc.config import _ENVIRONMENT, FelixConfig, resolve_config
+    from felixpy.calc.config import FelixConfig, resolve_config
+    from felixpy.calc.config_environment import DENY_LOG, FIELD_OF
+    from felixpy.calc.config_undone import UNDONE, why_undone
     from libcalico.model.resources import FelixConfigurationSpec
 
     encoded = {f.name: f.encode_name for f in msgspec.structs.fields(FelixConfigurationSpec)}
     default, _ = resolve_config(None, None, {})
     ours = set(FelixConfig.__struct_fields__)
-    variable_of = {name: variable for variable, name in _ENVIRONMENT.items()}
+    variable_of = {name: f"FELIX_{param.upper()}" for param, name in FIELD_OF.items()} | {DENY_LOG: "FELIXPY_DENYLOG"}
     rows = []
-    for name in sorted({*encoded, *variable_of}):
+    for name in sorted({*encoded, *variable_of} - UNDONE):
         shown = getattr(default, name) if name in ours else None
         variable = variable_of.get(name, "")
         place = f"annotation `{name}`" if "/" in name else f"`{encoded.get(name, '')}`" if name in encoded else ""
         rows.append((place, f"`{variable}`" if variable else "", _code(shown) if name in ours else ""))
     intro = (
-        "FelixConfiguration `default`, over it `node.<name>`, over both the environment of felixpy. These are the "
+        "FelixConfiguration `default`, over it `node.<name>`, over both `/etc/calico/felix.cfg` and, first of all, the "
+        "environment of felixpy; files and environment are read at the start. These are the "
         "fields that felixpy acts on or understands; other fields of Calico's are kept and have no effect. A value "
         "that cannot be used is reported (`felixctl doctor`), and the default holds. An empty last column: no "
         "default, or one that is built of several.\n"
     )
-    return intro + "\n" + _table(("field", "environment", "default"), rows)
+    undone = [(f"`{encoded[name]}`", why_undone(name)) for name in sorted(UNDONE)]
+    return "\n".join((
+        intro, _table(("field", "environment", "default"), rows),
+        "Whoever asks for one of these is told that nothing comes of it:\n", _table(("field", "what is said"), undone),
+    ))  # fmt: skip
 
 
 def _attributes(cls: type) -> dict[str, str]:

@@ -30,6 +30,7 @@ from felixpy.agent.settings import AgentSettings
 from felixpy.agent.status import StatusReporter
 from felixpy.agent.tunnel_addresses import TunnelAddresses
 from felixpy.calc.config import FelixConfig
+from felixpy.calc.config_environment import from_file
 from felixpy.calc.graph import CalcGraph
 from felixpy.calc.interfaces import Interface
 from felixpy.cni.server import CniServer, InsideWait
@@ -46,7 +47,7 @@ from libcalico.datastore.syncer import Syncer
 from libcalico.kernel.errors import KernelError
 from libcalico.runtime.control import ControlServer
 from libcalico.runtime.health import Reporter
-from libcalico.runtime.logs import get_logger
+from libcalico.runtime.logs import configure_logging, get_logger
 from libcalico.runtime.nodename import node_name
 from libcalico.runtime.supervise import Program, until_stopped
 
@@ -62,7 +63,7 @@ class Agent:
         self._log = get_logger("agent")
         self._clock = SystemClock()
         self.node = node_name(settings.node, environ)
-        self.graph = CalcGraph(self.node, environ)
+        self.graph = CalcGraph(self.node, environ, felix_cfg=self._felix_cfg())
         self._renderer = Renderer(self.graph)
         self._renderer.may_log_denials = False  # until the kernel has been asked
         self._mailbox = Mailbox()
@@ -95,8 +96,20 @@ class Agent:
         )  # fmt: skip
         self._deny_log_refusal: str | None = None  # None: the kernel has not been asked
         self._in_sync = False
+        self._log_level = settings.log_level
         self._calculating = asyncio.Lock()  # a batch is taken whole
         self._known_problems: dict[str, str] = {}
+
+    def _felix_cfg(self) -> dict[str, tuple[str, Any]]:
+        """What Felix's own file says; one that cannot be read says nothing."""
+        path = Path(self._settings.felix_cfg)
+        try:
+            return from_file(path.read_text(errors="replace"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as why:
+            self._log.error("felix-cfg-unusable", file=str(path), reason=str(why))
+            return {}
 
     def _config(self) -> FelixConfig:
         return self.graph.config.get("felix") or FelixConfig()
@@ -186,9 +199,9 @@ class Agent:
     def _program_dataplane(self) -> None:
         """Hand what the tables say now to the kernel side."""
         self.graph.flush()
-        self.dataplane.prefixes = self._config().interface_prefixes
-        wireguard = self.graph.routing.wireguard
-        config = self._config()
+        wireguard, config = self.graph.routing.wireguard, self._config()
+        self.dataplane.prefixes = config.interface_prefixes
+        self._set_log_level(config.log_severity_screen)
         self.dataplane.own(
             wireguard.tables,
             wireguard.names,
@@ -199,6 +212,12 @@ class Agent:
         self._mtu_file.say(self.graph.routing.pod_mtu_bytes)
         self._drop_reader.kick()
         self.dataplane.want(self._renderer.render(), self.graph.revision)
+
+    def _set_log_level(self, level: str) -> None:
+        """logSeverityScreen; who has set another level on this host has decided."""
+        if level != self._log_level and self._settings.log_level == "info":
+            self._log_level = level
+            configure_logging("felixpy", level, self._settings.log_format)  # type: ignore[arg-type]
 
     async def _read_hits(self) -> None:
         """Read the rules' counters for the metrics, for as long as anybody may ask for them."""

@@ -67,6 +67,6 @@ def _addresses(config: FelixConfig) -> set[Address]:
     found: set[Address] = set()
     if config.health_enabled:
         found.add((config.health_host, config.health_port))
-    if config.prometheus_metrics_enabled:
+    if config.prometheus_metrics_enabled and not config.prometheus_metrics_tls:
         found.add((config.prometheus_metrics_host, config.prometheus_metrics_port))
     return found

@@ -21,6 +21,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
         lease_ttl_s: How long a dead node's status stays.
         tunnel_addresses: Take this node's tunnel addresses from IPAM and write them into its Node.
         mtu_file: Where the MTU for new pods is written for the CNI plugin; empty: nowhere.
+        felix_cfg: Felix's own file of settings, if there is one.
         ipam_collector: Take part in collecting addresses that nobody needs any more; one agent of the cluster does it.
     """
 
@@ -34,6 +35,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     lease_ttl_s: int = 30
     tunnel_addresses: bool = True
     mtu_file: str = "/var/lib/calico/mtu"
+    felix_cfg: str = "/etc/calico/felix.cfg"
     ipam_collector: bool = True
 
     @property

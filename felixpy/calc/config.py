@@ -1,8 +1,8 @@
 """FelixConfig: what FelixConfiguration objects and the environment say, resolved for this node.
 
-Precedence: environment ``FELIX_<NAME>`` over ``node.<n>`` over ``default`` over built-in (Felix's order; the
-selector-scoped objects of releases from 3.32 come later).  A value that cannot be used falls back to the default and
-is reported.
+Precedence: environment ``FELIX_<NAME>`` over felix.cfg over ``node.<n>`` over ``default`` over built-in (Felix's
+order; the selector-scoped objects of releases from 3.32 come later).  A value that cannot be used falls back to the
+default and is reported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from felixpy.calc.config_environment import DENY_LOG, from_environment
 from felixpy.calc.config_routing import (
     PROGRAMS,
     WIREGUARD_FIELDS,
@@ -20,7 +21,8 @@ from felixpy.calc.config_routing import (
     convert_routing,
     convert_wireguard,
 )
-from felixpy.calc.config_values import as_bool, as_int
+from felixpy.calc.config_undone import METRICS_TLS, UNDONE, refuse_undone
+from felixpy.calc.config_values import as_bool, as_int, as_seconds
 from libcalico.model.resources import FelixConfigurationSpec, ProtoPort
 from libcalico.net import Addr, Prefix
 
@@ -57,7 +59,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     ipv4_normal_route_priority: int = 1024
     ipv6_normal_route_priority: int = 1024
     log_prefix: str = "calico-packet"
-    log_severity_screen: str = "Info"
+    log_severity_screen: str = "info"
     disable_conntrack_invalid_check: bool = False
     deny_action: str = "Drop"
     endpoint_reporting_enabled: bool = True
@@ -75,6 +77,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     nat_port_range: tuple[int, int] | None = None
     nat_outgoing_address: str = ""
     nat_outgoing_to_hosts: bool = True
+    nat_outgoing_interface: str = ""
     floating_ips: bool = False
     vxlan_vni: int = 4096
     vxlan_enabled: bool | None = None
@@ -96,6 +99,7 @@ class FelixConfig(msgspec.Struct, frozen=True):
     prometheus_metrics_enabled: bool = False
     prometheus_metrics_host: str = ""
     prometheus_metrics_port: int = 9091
+    prometheus_metrics_tls: bool = False  # asked for, and not done: so they are not served
     deny_log: str = ""
 
     @property
@@ -104,11 +108,12 @@ class FelixConfig(msgspec.Struct, frozen=True):
         return any(prefix.startswith("tap") for prefix in self.interface_prefixes)
 
 
+_SEVERITIES = ("trace", "debug", "info", "warning", "error", "fatal")
 _ACTIONS = {"drop": "Drop", "return": "Return", "accept": "Accept"}
 
 
 class ConfigProblem(msgspec.Struct, frozen=True):
-    """A parameter that could not be used."""
+    """A parameter that could not be used; ``field`` as the user knows it."""
 
     source: str
     field: str
@@ -120,6 +125,7 @@ def resolve_config(
     node: FelixConfigurationSpec | None,
     environ: Mapping[str, str],
     annotations: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+    file: Mapping[str, tuple[str, Any]] | None = None,
 ) -> tuple[FelixConfig, list[ConfigProblem]]:
     """Merge the layers for one node; pure.
 
@@ -127,24 +133,28 @@ def resolve_config(
         default, node: The two objects, None where there is none.
         environ: Felix's variables are taken from it.
         annotations: Of the same objects: what Calico has no field for stands there.
+        file: What felix.cfg says, see :func:`felixpy.calc.config_environment.from_file`.
     """
     problems: list[ConfigProblem] = []
     values: dict[str, Any] = {}
     wireguard: dict[str, Any] = {}
-    layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("FelixConfiguration(default)", _fields(default) | _own(annotations[0])),
-        ("FelixConfiguration(node)", _fields(node) | _own(annotations[1])),
-        ("environment", _from_environment(environ)),
+    layers: list[tuple[str, Mapping[str, tuple[str, Any]]]] = [
+        (DEFAULT_OBJECT, _fields(default) | _own(annotations[0])),
+        (NODE_OBJECT, _fields(node) | _own(annotations[1])),
+        ("felix.cfg", file or {}),
+        ("environment", from_environment(environ)),
     ]
     for source, layer in layers:
-        for field, raw in layer.items():
+        for field, (shown, raw) in layer.items():
             try:
                 if field in WIREGUARD_FIELDS:
                     wireguard[WIREGUARD_FIELDS[field]] = convert_wireguard(field, raw)
                     continue
                 name, value = _convert(field, raw)
             except ValueError as why:
-                problems.append(ConfigProblem(source, field, str(why)))
+                problems.append(ConfigProblem(source, shown, str(why)))
+                if field in METRICS_TLS:
+                    values["prometheus_metrics_tls"] = True
             else:
                 if name == "program_cluster_routes":
                     values["program_ipip_routes"], values["program_no_encap_routes"] = PROGRAMS[value]
@@ -153,84 +163,20 @@ def resolve_config(
     return FelixConfig(wireguard=WireguardConfig(**wireguard), **values), problems
 
 
-def _fields(spec: FelixConfigurationSpec | None) -> dict[str, Any]:
+DEFAULT_OBJECT, NODE_OBJECT = "FelixConfiguration(default)", "FelixConfiguration(node)"
+
+
+def _fields(spec: FelixConfigurationSpec | None) -> dict[str, tuple[str, Any]]:
+    """What an object sets: our field to its place in the object and its value."""
     if spec is None:
         return {}
-    return {
-        f: getattr(spec, f) for f in spec.__struct_fields__ if getattr(spec, f) is not None and getattr(spec, f) != ""
-    }
+    values = ((field, getattr(spec, field.name)) for field in msgspec.structs.fields(spec))
+    return {f.name: (f"spec.{f.encode_name}", value) for f, value in values if value is not None and value != ""}
 
 
-DENY_LOG = "felixpy.io/denyLog"  # an annotation, for Calico would drop a field that it does not know
-
-
-def _own(annotations: Mapping[str, str]) -> dict[str, Any]:
-    return {DENY_LOG: annotations[DENY_LOG]} if annotations.get(DENY_LOG) else {}
-
-
-# Felix's parameter name in the environment -> our field
-_ENVIRONMENT = {
-    "FELIX_INTERFACEPREFIX": "interface_prefix",
-    "FELIX_DEFAULTENDPOINTTOHOSTACTION": "default_endpoint_to_host_action",
-    "FELIX_IPV6SUPPORT": "ipv6_support",
-    "FELIX_IPFORWARDING": "ip_forwarding",
-    "FELIX_DEVICEROUTEPROTOCOL": "device_route_protocol",
-    "FELIX_REMOVEEXTERNALROUTES": "remove_external_routes",
-    "FELIX_IPV4NORMALROUTEPRIORITY": "ipv4_normal_route_priority",
-    "FELIX_IPV6NORMALROUTEPRIORITY": "ipv6_normal_route_priority",
-    "FELIX_LOGPREFIX": "log_prefix",
-    "FELIX_LOGSEVERITYSCREEN": "log_severity_screen",
-    "FELIX_DISABLECONNTRACKINVALIDCHECK": "disable_conntrack_invalid_check",
-    "FELIX_NFTABLESFILTERDENYACTION": "nftables_filter_deny_action",
-    "FELIX_ENDPOINTREPORTINGENABLED": "endpoint_reporting_enabled",
-    "FELIX_OPENSTACKREGION": "openstack_region",
-    "FELIX_FAILSAFEINBOUNDHOSTPORTS": "failsafe_inbound_host_ports",
-    "FELIX_FAILSAFEOUTBOUNDHOSTPORTS": "failsafe_outbound_host_ports",
-    "FELIX_VXLANPORT": "vxlan_port",
-    "FELIX_ALLOWVXLANPACKETSFROMWORKLOADS": "allow_vxlan_packets_from_workloads",
-    "FELIX_ALLOWIPIPPACKETSFROMWORKLOADS": "allow_ipip_packets_from_workloads",
-    "FELIX_LOGACTIONRATELIMIT": "log_action_rate_limit",
-    "FELIX_LOGACTIONRATELIMITBURST": "log_action_rate_limit_burst",
-    "FELIX_WORKLOADSOURCESPOOFING": "workload_source_spoofing",
-    "FELIX_HEALTHENABLED": "health_enabled",
-    "FELIX_HEALTHHOST": "health_host",
-    "FELIX_HEALTHPORT": "health_port",
-    "FELIX_PROMETHEUSMETRICSENABLED": "prometheus_metrics_enabled",
-    "FELIX_PROMETHEUSMETRICSHOST": "prometheus_metrics_host",
-    "FELIX_PROMETHEUSMETRICSPORT": "prometheus_metrics_port",
-    "FELIX_FLOATINGIPS": "floating_ips",
-    "FELIX_VXLANVNI": "vxlan_vni",
-    "FELIX_VXLANENABLED": "vxlan_enabled",
-    "FELIX_VXLANMTU": "vxlan_mtu",
-    "FELIX_VXLANMTUV6": "vxlan_mtu_v6",
-    "FELIX_IPINIPENABLED": "ipip_enabled",
-    "FELIX_IPINIPMTU": "ipip_mtu",
-    "FELIX_MTUIFACEPATTERN": "mtu_iface_pattern",
-    "FELIX_PROGRAMCLUSTERROUTES": "program_cluster_routes",
-    "FELIX_EXTERNALNODESCIDRLIST": "external_nodes_list",
-    "FELIX_DEVICEROUTESOURCEADDRESS": "device_route_source_address",
-    "FELIX_DEVICEROUTESOURCEADDRESSIPV6": "device_route_source_address_ipv6",
-    "FELIX_SERVICELOOPPREVENTION": "service_loop_prevention",
-    "FELIX_WIREGUARDENABLED": "wireguard_enabled",
-    "FELIX_WIREGUARDENABLEDV6": "wireguard_enabled_v6",
-    "FELIX_WIREGUARDLISTENINGPORT": "wireguard_listening_port",
-    "FELIX_WIREGUARDLISTENINGPORTV6": "wireguard_listening_port_v6",
-    "FELIX_WIREGUARDROUTINGRULEPRIORITY": "wireguard_routing_rule_priority",
-    "FELIX_WIREGUARDINTERFACENAME": "wireguard_interface_name",
-    "FELIX_WIREGUARDINTERFACENAMEV6": "wireguard_interface_name_v6",
-    "FELIX_WIREGUARDMTU": "wireguard_mtu",
-    "FELIX_WIREGUARDMTUV6": "wireguard_mtu_v6",
-    "FELIX_ROUTETABLERANGES": "route_table_ranges",
-    "FELIX_NATPORTRANGE": "nat_port_range",
-    "FELIX_NATOUTGOINGADDRESS": "nat_outgoing_address",
-    "FELIX_NATOUTGOINGEXCLUSIONS": "nat_outgoing_exclusions",
-    "FELIXPY_DENYLOG": DENY_LOG,
-}
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    upper = {name.upper(): value for name, value in environ.items()}
-    return {field: upper[name] for name, field in _ENVIRONMENT.items() if upper.get(name)}
+def _own(annotations: Mapping[str, str]) -> dict[str, tuple[str, Any]]:
+    value = annotations.get(DENY_LOG)
+    return {DENY_LOG: (f"metadata.annotations.{DENY_LOG}", value)} if value else {}
 
 
 def _convert(field: str, raw: Any) -> tuple[str, Any]:
@@ -269,7 +215,11 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             return field, as_int(raw, 1, 2147483646)
         case "health_port" | "prometheus_metrics_port":
             return field, as_int(raw, 1, 65535)
-        case "log_prefix" | "log_severity_screen" | "openstack_region" | "health_host" | "prometheus_metrics_host":
+        case "log_severity_screen":
+            if str(raw).lower() not in _SEVERITIES:
+                raise ValueError(f"{raw!r} is none of {', '.join(s.capitalize() for s in _SEVERITIES)}")
+            return field, str(raw).lower()
+        case "log_prefix" | "openstack_region" | "health_host" | "prometheus_metrics_host":
             return field, str(raw)
         case "failsafe_inbound_host_ports" | "failsafe_outbound_host_ports":
             ports = _parse_port_list(raw) if isinstance(raw, str) else [_failsafe(p) for p in raw]
@@ -306,9 +256,14 @@ def _convert(field: str, raw: Any) -> tuple[str, Any]:
             if str(raw) not in {"IPPoolsOnly", "IPPoolsAndHostIPs"}:
                 raise ValueError(f"{raw!r} is neither IPPoolsOnly nor IPPoolsAndHostIPs")
             return "nat_outgoing_to_hosts", str(raw) == "IPPoolsOnly"
-        case "wireguard_host_encryption_enabled":
-            if as_bool(raw):
-                raise ValueError("not done here: what nodes themselves send to each other is not encrypted")
+        case "iptables_nat_outgoing_interface_filter":
+            if not re.fullmatch(r"[A-Za-z0-9:._-]{1,15}|[A-Za-z0-9:._-]{1,14}\+", str(raw)):
+                raise ValueError(f"{raw!r} is no name of an interface")
+            return "nat_outgoing_interface", str(raw)
+        case "reporting_interval" | "reporting_ttl":
+            return f"{field}_s", as_seconds(raw)
+        case _ if field in UNDONE:
+            refuse_undone(field, raw)
             return "", None
         case _:
             return "", None

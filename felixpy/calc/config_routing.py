@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from felixpy.calc.config_values import as_addr, as_bool, as_int
+from felixpy.calc.config_values import as_addr, as_bool, as_int, as_seconds
 from libcalico.net import IPV4, IPV6, Prefix
-from libcalico.validation.text import parse_duration_ns
 
 PROGRAMS = {  # programClusterRoutes: (IP-in-IP pools, pools without encapsulation)
     "Enabled": (True, True),
@@ -68,10 +67,7 @@ def convert_wireguard(field: str, raw: Any) -> Any:
                 raise ValueError(f"{raw!r} is no name of an interface")
             return str(raw)
         case "keepalive_s":
-            span = parse_duration_ns(str(raw))
-            if span is None:
-                raise ValueError(f"{raw!r} is no time span such as 25s")
-            return as_int(span // 10**9, 0, 65535)
+            return as_int(int(as_seconds(raw)), 0, 65535)
         case "table":
             return _first_table(raw)
         case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from libcalico.net import Addr, Family
+from libcalico.validation.text import parse_duration_ns
 
 
 def as_addr(raw: Any, family: Family) -> Addr:
@@ -30,3 +31,11 @@ def as_int(raw: Any, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
         raise ValueError(f"{raw!r} is no number from {low} to {high}")
     return int(text)
+
+
+def as_seconds(raw: Any) -> float:
+    """A time span in Go's manner, ``90s`` or ``1m30s``."""
+    span = parse_duration_ns(str(raw))
+    if span is None or span < 0:
+        raise ValueError(f"{raw!r} is no time span such as 25s")
+    return span / 10**9

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from felixpy.calc.config import FelixConfig, resolve_config
+from felixpy.calc.config import DEFAULT_OBJECT, NODE_OBJECT, ConfigProblem, FelixConfig, resolve_config
 from felixpy.calc.floating_ips import FloatingIps
 from felixpy.calc.host_endpoints import HostEndpoints
 from felixpy.calc.interfaces import Interfaces
@@ -76,8 +76,18 @@ class Problem(msgspec.Struct, frozen=True, gc=False):
 class CalcGraph:
     """All calc nodes of the agent, wired."""
 
-    def __init__(self, node: str, environ: Mapping[str, str] | None = None, *, every_node: bool = False) -> None:
-        """Calculate for ``node``; ``every_node``: for the endpoints of all nodes, to answer questions about them."""
+    def __init__(
+        self, node: str, environ: Mapping[str, str] | None = None, *, every_node: bool = False,
+        felix_cfg: Mapping[str, tuple[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
+        """Calculate for one node.
+
+        Args:
+            node: Its name.
+            environ: Felix's variables in it stand over what the datastore says.
+            every_node: For the endpoints of all nodes, to answer questions about them.
+            felix_cfg: What Felix's file says, see :func:`felixpy.calc.config_environment.from_file`.
+        """
         self.node = node
         self._every_node = every_node
         self.ip_sets = IpSets()
@@ -91,7 +101,7 @@ class CalcGraph:
         self.config: Table[str, FelixConfig] = Table("config")
         self.datastore_ready: bool | None = None
         self.revision = 0
-        self._environ = dict(environ or {})
+        self._environ, self._felix_cfg = dict(environ or {}), dict(felix_cfg or {})
         self._configurations: dict[str, FelixConfigurationSpec] = {}
         self._config_annotations: dict[str, dict[str, str]] = {}
         self._config = FelixConfig()
@@ -103,7 +113,8 @@ class CalcGraph:
         self._policy_of_key: dict[str, PolicyId] = {}
         self._net_sets: dict[str, NetworkSetId] = {}
         self._put_default_allow()
-        self._resolve_config()
+        for problem in self._resolve_config():
+            self.problems.put(f"{node} {problem.source} {problem.field}", Problem(problem.source, problem.reason))
 
     # --- input ------------------------------------------------------------------------------------------------------
 
@@ -363,16 +374,16 @@ class CalcGraph:
         else:
             self._configurations[key.name] = decoded.spec
             self._config_annotations[key.name] = decoded.metadata.annotations or {}
-        for problem in self._resolve_config():
-            if problem.source == f"FelixConfiguration({'default' if key.name == 'default' else 'node'})":
-                place = "metadata.annotations" if "/" in problem.field else "spec"
-                self._report(path, key, f"{place}.{problem.field}: {problem.reason}", mod_revision)
+        source = DEFAULT_OBJECT if key.name == "default" else NODE_OBJECT
+        found = [f"{p.field}: {p.reason}" for p in self._resolve_config() if p.source == source]
+        if found:
+            self._report(path, key, "; ".join(found), mod_revision)
 
-    def _resolve_config(self) -> list[Any]:
+    def _resolve_config(self) -> list[ConfigProblem]:
         own = f"node.{self.node}"
         config, problems = resolve_config(
             self._configurations.get("default"), self._configurations.get(own), self._environ,
-            (self._config_annotations.get("default", {}), self._config_annotations.get(own, {})),
+            (self._config_annotations.get("default", {}), self._config_annotations.get(own, {})), self._felix_cfg,
         )  # fmt: skip
         self._config = config
         self.config.put("felix", config)

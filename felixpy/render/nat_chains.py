@@ -79,6 +79,8 @@ def render_nat(
             match += f"{WORD[family]} daddr != @{own_nets(POOLS, family)}"
             if not config.nat_outgoing_to_hosts:
                 match += f" {WORD[family]} daddr != @{own_nets(HOSTS, family)}"
+            if config.nat_outgoing_interface:
+                match += f' oifname "{_wildcard(config.nat_outgoing_interface)}"'
             source += _outgoing(match, family, config)
     source += tunnels
     if destination:
@@ -91,6 +93,11 @@ def render_nat(
         sets.append(NftSet(DSCP_MAP, "ifname", "verdict"))
         elements[DSCP_MAP] = [Element(name, f"goto dscp-{value}") for name, value in sorted(dscp.items())]
     section.put(delta, chains, sets, elements)
+
+
+def _wildcard(interface: str) -> str:
+    """Calico writes ``eth+`` for what begins with ``eth``, nft ``eth*``."""
+    return f"{interface[:-1]}*" if interface.endswith("+") else interface
 
 
 def _base(name: str, hook: str, priority: int, rules: list[Rule]) -> Chain:

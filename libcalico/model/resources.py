@@ -382,7 +382,7 @@ class ProtoPort(_Base, frozen=True):
 
 
 class FelixConfigurationSpec(_Base, frozen=True):
-    """The fields that felixpy acts on; all others are kept in the store and ignored here."""
+    """The fields that felixpy acts on, or says that it does not; all others are kept in the store and ignored here."""
 
     node_selector: str = ""
     interface_prefix: str | None = None
@@ -447,6 +447,24 @@ class FelixConfigurationSpec(_Base, frozen=True):
     wireguard_host_encryption_enabled: bool | None = None
     route_table_range: dict[str, int] | None = None
     route_table_ranges: list[dict[str, int]] | None = None
+    iptables_nat_outgoing_interface_filter: str | None = msgspec.field(
+        default=None, name="iptablesNATOutgoingInterfaceFilter"
+    )
+    # what is not done, and named if asked for: see felixpy/calc/config_undone.py
+    wireguard_threading_enabled: Any = None
+    bpf_enabled: Any = None
+    route_source: Any = None
+    route_sync_disabled: Any = None
+    nftables_mark_mask: Any = None
+    nftables_flow_table_offload: Any = None
+    local_subnet_l2_reachability: Any = msgspec.field(default=None, name="localSubnetL2Reachability")
+    istio_ambient_mode: Any = None
+    aws_src_dst_check: Any = None
+    policy_sync_path_prefix: Any = None
+    flow_logs_goldmane_server: Any = None
+    flow_logs_local_reporter: Any = None
+    prometheus_metrics_cert_file: Any = None
+    prometheus_metrics_key_file: Any = None
 
 
 class AnySpec(msgspec.Struct, frozen=True):

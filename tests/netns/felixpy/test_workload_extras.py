@@ -35,6 +35,10 @@ def test_nat_outgoing_masks_what_leaves_the_pools_and_only_that(net: Net, node: 
     node.put("ippools/inside", {"cidr": "198.51.100.0/24", "allowedUses": ["LoadBalancer"]})
     node.program()
     assert sources_seen(net, node) == {"198.51.100.1"}
+    for interface, seen in (("eth0", POD), ("eth1", "198.51.100.1"), ("eth+", "198.51.100.1"), ("up+", POD)):
+        node.put("felixconfigurations/default", {"iptablesNATOutgoingInterfaceFilter": interface})
+        node.program()
+        assert sources_seen(net, node) == {seen}, interface
     node.put("felixconfigurations/default", {"natOutgoingAddress": HOST, "natPortRange": "40000:40010"})
     node.program()
     assert sources_seen(net, node) == {HOST}
