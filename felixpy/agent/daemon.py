@@ -51,6 +51,7 @@ from libcalico.runtime.logs import configure_logging, get_logger
 from libcalico.runtime.nodename import node_name
 from libcalico.runtime.supervise import Program, until_stopped
 
+_NOT_READY = "waiting: ClusterInformation does not say datastoreReady"
 _UPDATES_PER_SLICE = 200
 _HITS_INTERVAL_S = 10.0  # listing a large table costs some 100 ms of another thread
 
@@ -171,7 +172,7 @@ class Agent:
         self._log_problems()
         if graph.datastore_ready is not True:
             self._log.warning("datastore-not-ready", hint="ClusterInformation default must say datastoreReady: true")
-            self._program.status("waiting: ClusterInformation does not say datastoreReady")
+            self._program.status(_NOT_READY)
             return
         if not self._in_sync:
             self.graph.on_interfaces(await self._interfaces() or {})
@@ -240,7 +241,9 @@ class Agent:
             await self.dataplane.interfaces_moved()
             interfaces = await self._interfaces()
             async with self._calculating:
-                if self._in_sync and interfaces is not None and self.graph.on_interfaces(interfaces):
+                if interfaces is None or not self._in_sync or not self.graph.on_interfaces(interfaces):
+                    continue
+                if self.graph.datastore_ready is True:  # else what is there may be half of it
                     self._program_dataplane()
 
     def _tell(self, update: Update) -> None:
@@ -275,7 +278,9 @@ class Agent:
             await self.dataplane.passed()
             self._program.alive()
             self._health.report(ready=self._in_sync, detail="" if self._in_sync else "no complete snapshot yet")
-            if self._in_sync:
+            if self._in_sync and self.graph.datastore_ready is not True:
+                self._program.status(_NOT_READY)
+            elif self._in_sync:
                 problems = len(self.graph.problems)
                 trouble = f", {problems} unusable objects" if problems else ""
                 self._program.ready(

@@ -54,7 +54,10 @@ class World:
             self.until("etcd", lambda: "is healthy" in self.etcdctl("endpoint", "health", check=False))
             for path, spec in OBJECTS.items():
                 self.put(path, spec)
-            environ = {**os.environ, "ETCD_ENDPOINTS": ETCD, "NODENAME": "n1", "FELIXPY_RUN_DIR": str(folder)}
+            environ = {
+                **os.environ, "ETCD_ENDPOINTS": ETCD, "NODENAME": "n1", "FELIXPY_RUN_DIR": str(folder),
+                "FELIXPY_FELIX_CFG": str(folder / "felix.cfg"),
+            }  # fmt: skip
             self.agent = self.node.popen(
                 sys.executable, "-m", "felixpy.agent.main", env=environ, stdout=log, stderr=log
             )
