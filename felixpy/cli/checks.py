@@ -19,12 +19,13 @@ from felixpy.calc.parse import (
 from libcalico.datastore.api import Datastore
 from libcalico.model.codec import InvalidValue, decode_resource
 from libcalico.model.document import DEFAULT_NAMESPACE, Document, key_of
-from libcalico.model.keys import KINDS, RESOURCES, ResourceKey
+from libcalico.model.keys import IPAM, KINDS, RESOURCES, BlockKey, ResourceKey, parse_key
 from libcalico.validation import (
     REFERENCES,
     FieldProblem,
     validate,
     validate_among,
+    validate_blocks,
     validate_delete,
     validate_references,
     validate_update,
@@ -87,6 +88,8 @@ async def check_among_others(store: Datastore, key: ResourceKey, new: Document, 
         problems += validate_update(key.kind, old, new)
     elif key.kind == "IPPool":
         problems += validate_among(key.kind, new, await _all(store, key.kind))
+        blocks = [parse_key(row.key) for row in (await store.list(f"{IPAM}assignment/")).items]
+        problems += validate_blocks(new, [block.prefix for block in blocks if isinstance(block, BlockKey)])
     if key.kind in REFERENCES:
         problems += validate_references(key.kind, new, await _all(store, REFERENCES[key.kind]))
     if problems:

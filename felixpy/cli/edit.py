@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from felixpy.cli.kinds import kind_of
-from felixpy.cli.write import WriteError, Writer
+from felixpy.cli.write import WriteError, Writer, note, refuse_read_only
 from felixpy.cli.yamltext import load
 from libcalico.datastore.api import Datastore
 from libcalico.model.document import DEFAULT_NAMESPACE, Document, merge_patch
@@ -38,6 +38,7 @@ def add_patch_arguments(parser: argparse.ArgumentParser) -> None:
 async def patch(store: Datastore, args: argparse.Namespace) -> int:
     """Patch one object.  Calico's kinds have no merge keys, so a strategic patch is a merge patch."""
     key = named(args.kind, args.name, args.namespace)
+    refuse_read_only("patch", key)
     try:
         change = load(args.patch)
     except ValueError as why:
@@ -49,6 +50,7 @@ async def patch(store: Datastore, args: argparse.Namespace) -> int:
     else:
         await Writer(store).change(key, lambda stored: _merged(stored, change))
     print(f"Successfully patched 1 '{key.kind}' resource")
+    note(key.kind)
     return 0
 
 
@@ -147,6 +149,7 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
 async def label(store: Datastore, args: argparse.Namespace) -> int:
     """Set or remove one label of an object."""
     key = named(args.kind, args.name, args.namespace)
+    refuse_read_only("label", key)
     name, equals, value = args.label.partition("=")
     if args.remove == bool(equals) or not name:
         raise ValueError(f"{args.label!r}: KEY=VALUE is needed, or KEY with --remove")

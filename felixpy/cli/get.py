@@ -43,7 +43,7 @@ async def run(store: Datastore, args: argparse.Namespace) -> int:
         sys.stderr.write(f"resource does not exist: {name}\n")
     single = len(args.names) == 1 or (wanted is not None and len(wanted) == 1)
     if items or not absent:
-        print(render(items, args.output, single=single, all_namespaces=args.all_namespaces))
+        print(render(items, args.output, single=single, all_namespaces=args.all_namespaces, kinds=kinds))
     if args.watch:
         await chosen.watch(store, revision)
     return 1 if absent else 0

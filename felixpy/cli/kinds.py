@@ -31,12 +31,12 @@ _SHORT = {
 def kind_of(word: str) -> str:
     """The kind for a name as people type it: singular, plural or short.  Raises ValueError."""
     lower = word.lower()
+    for candidate in (lower, lower.removesuffix("s")):
+        if candidate in _SHORT:  # first: "ipamconfig" is the name of another kind, which only Kubernetes has
+            return _SHORT[candidate]
     for kind, (plural, _) in KINDS.items():
         if lower in {kind.lower(), plural}:
             return kind
-    for candidate in (lower, lower.removesuffix("s")):
-        if candidate in _SHORT:
-            return _SHORT[candidate]
     raise ValueError(f"resource type '{word}' is not supported")
 
 

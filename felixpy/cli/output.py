@@ -16,7 +16,9 @@ Item = tuple[ResourceKey, Document]
 FORMATS = "ps, wide, yaml, json, name, custom-columns=HEAD[:PATH],…, jsonpath=TEMPLATE"
 
 
-def render(items: Sequence[Item], how: str, *, single: bool, all_namespaces: bool = False) -> str:
+def render(
+    items: Sequence[Item], how: str, *, single: bool, all_namespaces: bool = False, kinds: Sequence[str] = ()
+) -> str:
     """Return the text of ``items``, without the last newline.
 
     Args:
@@ -24,6 +26,7 @@ def render(items: Sequence[Item], how: str, *, single: bool, all_namespaces: boo
         how: One of :data:`FORMATS`.
         single: One object was asked for by name: it is shown alone and not as a list.
         all_namespaces: The table has a column for the namespace.
+        kinds: What was asked for: shown as empty tables, or an empty list of that kind, when there is none.
 
     Raises:
         ValueError: The format cannot be read.
@@ -31,26 +34,26 @@ def render(items: Sequence[Item], how: str, *, single: bool, all_namespaces: boo
     kind, _, argument = how.partition("=")
     match kind:
         case "json":
-            return json.dumps(_whole(items, single=single), indent=2)
+            return json.dumps(_whole(items, kinds, single=single), indent=2)
         case "yaml":
-            return dump(_whole(items, single=single)).rstrip("\n")
+            return dump(_whole(items, kinds, single=single)).rstrip("\n")
         case "name":
             return "\n".join(f"{KINDS[key.kind][0]}/{key.name}" for key, _ in items)
         case "custom-columns" if argument:
             return _custom(items, argument)
         case "jsonpath" if argument:
-            return _template(_whole(items, single=single), argument)
+            return _template(_whole(items, kinds, single=single), argument)
         case "ps" | "wide" if not argument:
-            return _tables(items, wide=kind == "wide", all_namespaces=all_namespaces)
+            return _tables(items, kinds, wide=kind == "wide", all_namespaces=all_namespaces)
         case _:
             raise ValueError(f"unrecognized output format '{how}': it is none of {FORMATS}")
 
 
-def _whole(items: Sequence[Item], *, single: bool) -> Document:
+def _whole(items: Sequence[Item], asked: Sequence[str], *, single: bool) -> Document:
     documents = [document for _, document in items]
     if single and len(documents) == 1:
         return documents[0]
-    kinds = {key.kind for key, _ in items}
+    kinds = {key.kind for key, _ in items} or set(asked)
     return {
         "apiVersion": API_VERSION,
         "kind": f"{kinds.pop()}List" if len(kinds) == 1 else "List",
@@ -58,10 +61,10 @@ def _whole(items: Sequence[Item], *, single: bool) -> Document:
     }
 
 
-def _tables(items: Sequence[Item], *, wide: bool, all_namespaces: bool) -> str:
-    """One table per kind."""
+def _tables(items: Sequence[Item], asked: Sequence[str], *, wide: bool, all_namespaces: bool) -> str:
+    """One table per kind; when there is nothing at all, its heading, as calicoctl has it."""
     tables = []
-    for kind in dict.fromkeys(key.kind for key, _ in items):
+    for kind in dict.fromkeys(key.kind for key, _ in items) or asked:
         columns = columns_of(kind, wide=wide, with_namespace=all_namespaces and KINDS[kind][1])
         rows = [[name for name, _ in columns]]
         rows += [[cell(document) for _, cell in columns] for key, document in items if key.kind == kind]

@@ -24,6 +24,7 @@ from libcalico.model.stored import encode, parse_object
 
 _ATTEMPTS = 5
 _SUFFIXES = {".yaml", ".yml", ".json"}
+_NOTES = {"IPAMConfiguration": "IPAM does not read it where the datastore is etcd: felixctl ipam configure"}
 _DONE = {"create": "created", "apply": "applied", "replace": "replaced", "delete": "deleted", "validate": "validated"}
 
 
@@ -69,7 +70,9 @@ def _texts(source: str, *, recursive: bool) -> list[tuple[str, str]]:
             found = path.rglob("*") if recursive else path.iterdir()
             return [(str(p), p.read_text()) for p in sorted(found) if p.suffix in _SUFFIXES and p.is_file()]
         return [(source, path.read_text())]
-    except (OSError, UnicodeDecodeError) as why:
+    except OSError as why:
+        raise WriteError(f"{why.filename or source}: {why.strerror}") from None
+    except UnicodeDecodeError as why:
         raise WriteError(f"{source}: {why}") from None
 
 
@@ -173,8 +176,6 @@ class Writer:
     async def apply(self, checked: Checked) -> int:
         """Create, or change what exists; return the revision."""
         key = checked.key
-        if key.kind == "ClusterInformation":
-            raise WriteError(f"operation apply is not supported on {key.kind}: it is managed by the nodes")
         if await self._store.get(key.path) is None:
             try:
                 return await self.create(checked)
@@ -202,6 +203,12 @@ class Writer:
 
                 if problems := await remove_what_is_of_node(self._store, key.name):
                     raise WriteError("; ".join(problems))
+            if key.kind == "IPPool":
+                from felixpy.cli.remove_pool import retire_pool
+
+                given, row = "", await retire_pool(self._store, row)
+                if row is None:
+                    continue
             seen = unchanged(key.path, row)
             result = await self._store.txn([seen], [Delete(key.path)])
             if result.succeeded:
@@ -229,6 +236,13 @@ class Writer:
         raise AssertionError("not reached")
 
 
+def refuse_read_only(verb: str, key: ResourceKey) -> None:
+    """What the nodes keep is not for people to write.  Raises WriteError."""
+    if key.kind == "ClusterInformation":
+        more = "it is managed by the nodes, and by felixctl datastore lock and unlock"
+        raise WriteError(f"operation {verb} is not supported on {key.kind}: {more}")
+
+
 class Skip(NamedTuple):
     """What is no failure."""
 
@@ -241,23 +255,22 @@ async def write_all(
 ) -> tuple[int, int]:
     """Do one verb to all documents, in order; return (exit code, revision), and say what was done.
 
-    All are checked before the first is written; the first that is refused ends the work.
+    All are checked before the first is written.  What the datastore refuses after that is said and does not stop the
+    rest: who deletes a file of which something is gone already gets rid of all of it.
     """
     if not documents:
         raise WriteError("No resources specified")
-    if verb == "delete":
-        checked = [Checked(key_for(document, namespace), document) for document in documents]
-    else:
-        checked = [check(document, namespace) for document in documents]
+    checked = _checked(documents, verb, namespace)
     skip = skip or Skip()
     writer = None if store is None else Writer(store)
     if store is not None and verb != "delete":
         await ensure_initialized(store)
     done: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
+    failed: list[str] = []
     revision = 0
     for one in checked:
-        key = one.key
+        kind = one.key.kind
         try:
             if writer is not None:
                 revision = await _do(writer, verb, one)
@@ -265,23 +278,46 @@ async def write_all(
                 check_unknown(one, None)
         except (WriteError, Refused) as why:
             if (isinstance(why, Exists) and skip.exists) or (isinstance(why, Missing) and skip.missing):
-                skipped[key.kind] += 1
-                continue
-            if done:
-                sys.stderr.write(
-                    f"Partial success: {_DONE[verb]} the first {done.total()} out of {len(documents)} resources:\n"
-                )
-            sys.stderr.write(f"failed to {verb} '{key.kind}' resource: [{why}]\n")
-            return 1, revision
-        done[key.kind] += 1
+                skipped[kind] += 1
+            else:
+                failed.append(f"failed to {verb} '{kind}' resource: [{why}]\n")
+            continue
+        done[kind] += 1
     for kind, count in done.items():
         print(f"Successfully {_DONE[verb]} {count} '{kind}' resource(s)")
     for kind, count in skipped.items():
         print(f"Skipped {count} '{kind}' resource(s)")
-    return 0, revision
+    if failed and done:
+        sys.stderr.write(f"Partial success: {_DONE[verb]} {done.total()} out of {len(documents)} resources:\n")
+    sys.stderr.writelines(failed)
+    if store is not None and verb != "delete":
+        note(*done)
+    return (1 if failed else 0), revision
+
+
+def note(*kinds: str) -> None:
+    """Say what people do not expect of objects that they have just written."""
+    sys.stderr.writelines(f"note: {kind}: {_NOTES[kind]}\n" for kind in kinds if kind in _NOTES)
+
+
+def _checked(documents: list[Document], verb: str, namespace: str) -> list[Checked]:
+    """All documents, judged by themselves.  Raises Refused with the problems of all of them, WriteError."""
+    if verb == "delete":
+        return [Checked(key_for(document, namespace), document) for document in documents]
+    checked: list[Checked] = []
+    refused: list[str] = []
+    for document in documents:
+        try:
+            checked.append(check(document, namespace))
+        except Refused as why:
+            refused.append(str(why))
+    if refused:
+        raise Refused("\n".join(refused))
+    return checked
 
 
 async def _do(writer: Writer, verb: str, checked: Checked) -> int:
+    refuse_read_only(verb, checked.key)
     match verb:
         case "create":
             return await writer.create(checked)

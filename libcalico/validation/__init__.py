@@ -10,6 +10,7 @@ from libcalico.validation.problem import FieldProblem
 from libcalico.validation.updates import (
     REFERENCES,
     validate_among,
+    validate_blocks,
     validate_delete,
     validate_references,
     validate_update,
@@ -21,6 +22,7 @@ __all__ = [
     "FieldProblem",
     "validate",
     "validate_among",
+    "validate_blocks",
     "validate_delete",
     "validate_references",
     "validate_update",

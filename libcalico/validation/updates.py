@@ -68,6 +68,18 @@ def validate_among(kind: str, new: Mapping[str, Any], others: Iterable[Mapping[s
     return report.problems
 
 
+def validate_blocks(new: Mapping[str, Any], blocks: Iterable[Prefix]) -> list[FieldProblem]:
+    """Why a new IPPool does not suit the allocation blocks that are there: an address would lie in two of them."""
+    report = Report()
+    spec = _part(with_defaults("IPPool", new), "spec")
+    prefix, length = _network(spec.get("cidr")), spec.get("blockSize")
+    for block in sorted(blocks):
+        if prefix is not None and block.overlaps(prefix) and block.length != length:
+            report.add("spec.blockSize", length, f"conflicts with addresses in use: there is a block {block} already")
+            break
+    return report.problems
+
+
 def validate_references(kind: str, new: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
     """Names of objects that are not there.
 

@@ -126,8 +126,9 @@ def test_deletion_by_name_and_by_file(ctl: Ctl) -> None:
     assert ctl("delete", "ippool", "p1").returncode == 0
     missing = ctl("delete", "-f", str(ctl.folder / "p.yaml"))
     assert missing.returncode == 1
-    assert "Partial success: deleted the first 1 out of 3 resources" in missing.stderr
+    assert "Partial success: deleted 2 out of 3 resources" in missing.stderr
     assert "resource does not exist: IPPool(p1)" in missing.stderr
+    assert ctl.etcd.ctl("get", "--prefix", f"{R}ippools/", "--keys-only") == "", "the one that was gone stops no other"
 
 
 def test_waiting_names_the_node_that_lags_and_why(ctl: Ctl) -> None:

@@ -1,0 +1,134 @@
+"""Habits of calicoctl, found by running both on the same command lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from libcalico.clock import SystemClock
+from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
+from libcalico.ipam.client import IpamClient
+from libcalico.ipam.snapshot import read_snapshot
+from libcalico.ipam.state import State
+from libcalico.net import IPV4
+from tests.etcd_server import EtcdServer
+from tests.interop.felixctl.test_felixctl import Ctl
+from tests.ipam_world import World
+
+
+@pytest.fixture
+def ctl(etcd: EtcdServer, tmp_path: Path) -> Ctl:
+    return Ctl(etcd, tmp_path)
+
+
+def manifest(kind: str, name: str, **spec: object) -> str:
+    metadata = {"name": name}
+    return json.dumps({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec}) + "\n"
+
+
+def documents(*texts: str) -> str:
+    return "---\n".join(texts)
+
+
+async def _with_blocks(ctl: Ctl, world: World, nodes: str) -> State:
+    """Let each node take an address from what is there."""
+    store = EtcdDatastore(EtcdSettings.from_env({"ETCD_ENDPOINTS": ctl.etcd.url}))
+    try:
+        await world.store(store)
+        for node in nodes:
+            ipam = IpamClient(store, SystemClock(), node, random.Random(1))
+            ((addr, _),) = await ipam.auto_assign(IPV4, 1, f"h-{node}", {"node": node})
+            if node == "b":
+                await ipam.release_ips([addr])
+        return await read_snapshot(store)
+    finally:
+        await store.close()
+
+
+def test_a_pool_is_deleted_with_the_blocks_that_nodes_have_of_it(ctl: Ctl) -> None:
+    world = World().cluster().pool("p", "10.0.0.0/24", blockSize=28).pool("q", "10.1.0.0/24").node("a").node("b")
+    before = asyncio.run(_with_blocks(ctl, world.affinity("c", "10.1.0.0/26"), "ab"))
+    assert {affinity.node for affinity in before.affinities} == {"a", "b", "c"}
+    done = ctl("delete", "ippool", "p")
+    assert done.returncode == 0, done.stderr
+    after = asyncio.run(_with_blocks(ctl, World(), ""))
+    assert [(affinity.node, str(affinity.prefix)) for affinity in after.affinities] == [("c", "10.1.0.0/26")]
+    assert [pool.name for pool in after.pools] == ["q"]
+    (block,) = after.blocks.values()
+    assert block.owner == "", "the address that is in use stays, in a block of nobody"
+    assert [allocation.handle for allocation in after.allocations()] == ["h-a"]
+
+
+def test_a_pool_with_another_block_size_than_the_blocks_that_are_left_is_refused(ctl: Ctl) -> None:
+    world = World().cluster().pool("p", "10.0.0.0/24", blockSize=28).node("a")
+    asyncio.run(_with_blocks(ctl, world, "a"))
+    assert ctl("delete", "ippool", "p").returncode == 0
+    done = ctl("create", "-f", "-", stdin=manifest("IPPool", "p", cidr="10.0.0.0/23", blockSize=26))
+    assert done.returncode == 1
+    assert "spec.blockSize: 26 – conflicts with addresses in use: there is a block 10.0.0." in done.stderr
+    assert ctl("create", "-f", "-", stdin=manifest("IPPool", "p", cidr="10.0.0.0/24", blockSize=28)).returncode == 0
+
+
+def test_one_refused_object_does_not_stop_the_others(ctl: Ctl) -> None:
+    text = documents(
+        manifest("GlobalNetworkSet", "one"), manifest("GlobalNetworkPolicy", "two", tier="none"),
+        manifest("GlobalNetworkSet", "three"),
+    )  # fmt: skip
+    done = ctl("apply", "-f", "-", stdin=text)
+    assert done.returncode == 1
+    assert done.stdout == "Successfully applied 2 'GlobalNetworkSet' resource(s)\n"
+    assert "Partial success: applied 2 out of 3 resources:" in done.stderr
+    assert (
+        "failed to apply 'GlobalNetworkPolicy' resource: [error with GlobalNetworkPolicy two: spec.tier" in done.stderr
+    )
+
+
+def test_validation_names_the_faults_of_all_documents(ctl: Ctl) -> None:
+    wrong = manifest("IPPool", "p", cidr="10.0.0.0/99"), manifest("GlobalNetworkSet", "Q"), manifest("Tier", "fine")
+    for verb in ("validate", "apply"):
+        done = ctl(verb, "-f", "-", stdin=documents(*wrong))
+        assert done.returncode == 1
+        assert "error with IPPool p: spec.cidr" in done.stderr
+        assert "error with GlobalNetworkSet Q: metadata.name" in done.stderr
+    assert ctl.etcd.ctl("get", "--prefix", "/calico", "--keys-only") == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["delete", "clusterinformation", "default"],
+        ["patch", "clusterinfo", "default", "-p", "spec: {datastoreReady: false}"],
+        ["label", "clusterinfo", "default", "a=b"],
+        ["replace", "-f", "-"],
+    ],
+)
+def test_what_the_nodes_keep_of_the_cluster_is_not_for_people_to_write(ctl: Ctl, words: list[str]) -> None:
+    assert ctl("apply", "-f", "-", stdin=manifest("GlobalNetworkSet", "s")).returncode == 0
+    before = ctl.stored("clusterinformations/default")
+    done = ctl(*words, stdin=manifest("ClusterInformation", "default", clusterGUID="x", datastoreReady=False))
+    assert done.returncode == 1
+    assert "is not supported on ClusterInformation" in done.stderr
+    assert ctl.stored("clusterinformations/default") == before
+
+
+def test_ipamconfig_is_short_for_ipamconfiguration_which_ipam_does_not_read(ctl: Ctl) -> None:
+    done = ctl("apply", "-f", "-", stdin=manifest("IPAMConfiguration", "default", strictAffinity=True))
+    assert done.returncode == 0
+    assert "note: IPAMConfiguration: IPAM does not read it" in done.stderr
+    shown = ctl("get", "ipamconfig", "-o", "wide").stdout.splitlines()
+    assert shown[1].split() == ["default", "true", "false", "0"]
+
+
+def test_nothing_is_shown_as_a_table_without_rows_or_an_empty_list(ctl: Ctl) -> None:
+    assert ctl("get", "ippools").stdout == "NAME   CIDR   SELECTOR\n"
+    assert json.loads(ctl("get", "ippools", "-o", "json").stdout) == {
+        "apiVersion": "projectcalico.org/v3", "kind": "IPPoolList", "items": [],
+    }  # fmt: skip
+
+
+def test_a_file_that_is_not_there_is_named_once(ctl: Ctl) -> None:
+    assert ctl("apply", "-f", "/nonexistent.yaml").stderr == "/nonexistent.yaml: No such file or directory\n"
