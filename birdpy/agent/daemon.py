@@ -116,7 +116,7 @@ class Daemon:
 
     async def _configure_command(self, _: dict[str, object]) -> str:
         self.configure()
-        return f"configured, revision {self.speaker.config.revision}"
+        return f"configured, {len(self.speaker.config.peers)} peers"
 
     def configure(self) -> None:
         """Read both files and take them; a refused one leaves the running one in force.  Raises ControlError."""
@@ -141,7 +141,7 @@ class Daemon:
             self.kernel.on_configuration()
         self._change_sessions(config)
         self._start_exabgp(config, text)
-        self._log.info("configured", rev=config.revision, peers=len(config.peers), blocks=len(config.blocks))
+        self._log.info("configured", peers=len(config.peers), blocks=len(config.blocks))
         self._wake.set()
 
     def _with_limits(self, config: SpeakerConfig) -> SpeakerConfig:

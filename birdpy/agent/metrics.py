@@ -157,12 +157,10 @@ class DaemonFigures(Collector):
             imported.add_metric([f"IPv{version}"], sum(daemon.speaker.adj_rib_in.count(r.name) for r in mine))
             received.add_metric([f"IPv{version}"], sum(r.session.updates_received for r in mine))
         yield from (peers, imported, received)
-        config = daemon.speaker.config
         for name, text, value in (
             ("birdpy_fib_routes", "Routes wanted in the kernel.", len(daemon.speaker.fib)),
             ("birdpy_unresolved_next_hops", "Next hops that the kernel knows no way to.", daemon.speaker.unresolved),
             ("birdpy_exabgp_connected", "1 while ExaBGP is there and talks to us.", int(daemon.exabgp_connected)),
-            ("birdpy_configuration_revision", "Datastore revision of the configuration in force.", config.revision),
             ("birdpy_configuration_refused", "1 while the newest configuration is refused.", bool(daemon.config_error)),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))

@@ -31,7 +31,6 @@ def commands(daemon: Daemon) -> dict[str, Command]:
             "configuredAt": daemon.configured_at.strftime(_TIME),
             "routerId": config.router_id,
             "asNumber": config.as_number,
-            "revision": config.revision,
             "sessions": len(daemon.sessions),
             "sessionsUp": sum(1 for s in daemon.sessions.values() if s.state == "up"),
             "routes": len(daemon.speaker.fib),
@@ -157,7 +156,7 @@ def print_status(result: dict[str, Any]) -> None:
     """``birdpy show status``."""
     print(f"birdpy {result['version']}, up since {result['startedAt']}, last configured {result['configuredAt']} UTC")
     print(f"node {result['node']}  router id {result['routerId']}  AS {result['asNumber']}")
-    print(f"configuration of revision {result['revision']}, {result['sessionsUp']} of {result['sessions']} sessions up")
+    print(f"{result['sessionsUp']} of {result['sessions']} sessions up")
     print(f"{result['routes']} routes for the kernel")
     print(
         f"ExaBGP pid {result['exabgpPid']}, started {result['exabgpStarts']} times {result['exabgpLastExit']}".rstrip()

@@ -130,7 +130,6 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     """The whole file.
 
     Attributes:
-        revision: Datastore revision that this was rendered from (not part of what is compared for changes).
         node: Name of this node.
         router_id: Dotted quad.
         as_number: AS of this node.
@@ -153,7 +152,6 @@ class SpeakerConfig(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
     node: str
     router_id: str
     as_number: int
-    revision: int = 0
     ipv4_address: str = ""
     ipv6_address: str = ""
     listen_port: int = 179
