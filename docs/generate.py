@@ -158,7 +158,9 @@ def _registries() -> Iterator[tuple[str, CollectorRegistry]]:
         yield "birdpy", daemon.metrics.registry
     if importlib.util.find_spec("confd.agent.metrics"):
         metrics: Any = importlib.import_module("confd.agent.metrics")
-        empty = types.SimpleNamespace(renders=0, changes=0, revision=0, failures={}, problems={}, resources=[])
+        empty = types.SimpleNamespace(
+            renders=0, changes=0, revision=0, failures={}, problems={}, resources=[], connected=True
+        )
         yield "confd", metrics.ConfdMetrics(empty).registry
 
 

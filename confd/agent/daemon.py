@@ -19,7 +19,8 @@ from confd.render import Renderer, RenderError
 from confd.resource import load_resources
 from confd.source import Source
 from libcalico.datastore.mailbox import Mailbox
-from libcalico.datastore.sync_api import SyncBatch
+from libcalico.datastore.sync_api import SyncBatch, SyncStatus
+from libcalico.datastore.syncer import SyncerState
 from libcalico.runtime.health import Reporter
 from libcalico.runtime.logs import get_logger
 from libcalico.runtime.supervise import Program
@@ -51,6 +52,7 @@ class Confd:
         self.revision = 0
         self._look_at = 0.0
         self._one_pass = asyncio.Lock()
+        self.sync = SyncerState(SyncStatus.IN_SYNC)  # of a source that is no datastore: a file
         self.listeners: list[Callable[[SyncBatch], None]] = []
         self.metrics = ConfdMetrics(self)
         self.health = Reporter("confd", _HEALTH_TIMEOUT_S)
@@ -216,6 +218,11 @@ class Confd:
         """Names of the template resources."""
         return [publisher.resource.name for publisher in self._publishers]
 
+    @property
+    def connected(self) -> bool:
+        """Does the datastore answer?"""
+        return self.sync.connected
+
     def _log_problems(self) -> None:
         problems = dict(self._source.problems())
         for key, reason in problems.items():
@@ -249,4 +256,6 @@ class Confd:
             "changes": self.changes,
             "failures": self.failures,
             "problems": self._known_problems,
+            "sync": self.sync.status.value,
+            "datastoreError": self.sync.last_error,
         }

@@ -131,6 +131,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
     prefix = "/calico/" if settings.backend == "calico" else settings.prefix
     syncer = Syncer(store, mailbox, prefix, on_outage=program.outage)
     confd = Confd(settings, source, mailbox, program)
+    confd.sync = syncer.state
     result: list[int] = []
 
     async def render() -> None:
@@ -152,7 +153,7 @@ async def _work(program: Program, settings: ConfdSettings, endpoints: list[str] 
             tasks.create_task(confd.reloads(program), name="reload")
 
     async def status(_: dict[str, Any]) -> Any:
-        return {**confd.status(), "sync": syncer.state.status.value, "datastoreError": syncer.state.last_error}
+        return confd.status()
 
     try:
         if settings.onetime:

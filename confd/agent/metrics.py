@@ -24,6 +24,8 @@ class Counted(Protocol):
     def problems(self) -> dict[str, str]: ...
     @property
     def resources(self) -> list[str]: ...
+    @property
+    def connected(self) -> bool: ...
 
 
 class ConfdMetrics(Collector):
@@ -45,6 +47,10 @@ class ConfdMetrics(Collector):
         yield CounterMetricFamily("confd_renders", "Passes over all resources.", value=confd.renders)
         yield CounterMetricFamily("confd_published", "Files that got another text.", value=confd.changes)
         yield GaugeMetricFamily("confd_revision", "Datastore revision last rendered.", value=confd.revision)
+        yield GaugeMetricFamily(
+            "confd_datastore_connected", "1 while the datastore is watched, 0 while it does not answer.",
+            value=int(confd.connected),
+        )  # fmt: skip
         yield GaugeMetricFamily(
             "confd_unusable_objects", "Objects that cannot be used, or not wholly.", value=len(confd.problems)
         )

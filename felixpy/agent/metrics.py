@@ -55,6 +55,9 @@ class AgentMetrics:
             "felix_resync_state", "The datastore: 1 not reached yet, 2 being listed, 3 in sync.",
             lambda: _SYNC_STATES[sync().status],
         )  # fmt: skip
+        # "in sync" is not taken back when etcd goes away: what is in force is still what was last known
+        self._gauge("felixpy_datastore_connected", "1 while the datastore is watched, 0 while it does not answer.",
+                    lambda: sync().connected)  # fmt: skip
         self._gauge(
             "felix_active_local_endpoints", "Workload and host endpoints of this node.",
             lambda: len(graph.endpoints) + len(graph.hosts),

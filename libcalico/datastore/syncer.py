@@ -55,6 +55,11 @@ class SyncerState:
     last_error: str = ""
     heard_at: float = 0.0
 
+    @property
+    def connected(self) -> bool:
+        """Is there a watch, or a list under way, and no trouble with it?"""
+        return self.status is not SyncStatus.CONNECTING and not self.last_error
+
 
 class Backoff:
     """Growing pauses with jitter, from 0.1 s; the ceiling depends on what went wrong."""

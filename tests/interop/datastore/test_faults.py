@@ -60,10 +60,12 @@ async def test_without_a_quorum_the_view_stays_and_says_so_and_goes_on_without_a
             await writer.put(P + "a", b"1")
             async with syncing(store) as (syncer, view):
                 await view.until(lambda: view.rows == {P + "a": b"1"})
+                assert syncer.state.connected
                 for member in others:
                     member.kill()
                 await until_error(syncer, "no leader")
                 assert syncer.state.status is SyncStatus.IN_SYNC
+                assert not syncer.state.connected
                 assert view.rows == {P + "a": b"1"}
                 with pytest.raises((Unavailable, OutcomeUnknown)):
                     await store.put(P + "b", b"1")
@@ -75,6 +77,7 @@ async def test_without_a_quorum_the_view_stays_and_says_so_and_goes_on_without_a
                 await view.until(lambda: view.revision >= end)
                 assert view.rows.keys() >= {P + "a", P + "c"}
                 assert syncer.state.last_error == ""
+                assert syncer.state.connected
                 assert syncer.state.relists == {"start": 1}
 
 

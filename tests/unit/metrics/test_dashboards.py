@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from felixpy.agent.hits import RuleHits
 from felixpy.agent.metrics import AgentMetrics
 from felixpy.calc.graph import CalcGraph
+from libcalico.datastore.sync_api import SyncStatus
+from libcalico.datastore.syncer import SyncerState
 from libcalico.reconcile import Outcome
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -142,6 +144,22 @@ def test_felix_names_are_felix_names_to_the_letter() -> None:
                  "felix_active_local_selectors", "felix_cluster_num_workload_endpoints",
                  "felix_cluster_num_host_endpoints", "felix_cluster_num_hosts"):  # fmt: skip
         assert lines[name] == "0.0", name
+
+
+def test_an_etcd_that_goes_away_is_told_though_what_is_known_stays_known() -> None:
+    state = SyncerState()
+    metrics = AgentMetrics(CalcGraph("n1"), lambda: 7, lambda: state)
+
+    def told() -> tuple[str, str]:
+        text = generate_latest(metrics.registry).decode()
+        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return lines["felix_resync_state"], lines["felixpy_datastore_connected"]
+
+    assert told() == ("1.0", "0.0"), "not reached yet"
+    state.status = SyncStatus.IN_SYNC
+    assert told() == ("3.0", "1.0")
+    state.last_error = "connection refused"
+    assert told() == ("3.0", "0.0")
 
 
 def test_the_cluster_is_counted_and_rules_have_bounded_labels() -> None:
