@@ -83,6 +83,7 @@ class Frame(msgspec.Struct, frozen=True):
         drops: The last denied packets, newest first, as ``felixctl drops -o json`` has them.
         daemons: Each local daemon's status line.
         notes: What could not be asked, and why.
+        datastore: Did etcd answer?  If not, of other nodes nothing is known.
     """
 
     taken_s: float
@@ -92,6 +93,7 @@ class Frame(msgspec.Struct, frozen=True):
     drops: tuple[dict[str, Any], ...] = ()
     daemons: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+    datastore: bool = True
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -122,7 +124,8 @@ async def gather(store: Datastore, sockets: Sockets, before: Frame | None = None
     this_node = str((status or {}).get("node", ""))
     return Frame(
         taken_s=now_s,
-        nodes=tuple(_with_sessions(row, this_node, sessions) if protocols is not None else row for row in nodes),
+        nodes=tuple(_with_sessions(row, this_node, sessions) if protocols is not None else row for row in nodes or ()),
+        datastore=nodes is not None,
         sessions=sessions,
         denials=read_denials(hits or (), before, now_s),
         drops=tuple(reversed((drops or {}).get("drops", [])[-10:])),
@@ -131,7 +134,8 @@ async def gather(store: Datastore, sockets: Sockets, before: Frame | None = None
     )
 
 
-async def _cluster(store: Datastore, notes: list[str]) -> tuple[NodeRow, ...]:
+async def _cluster(store: Datastore, notes: list[str]) -> tuple[NodeRow, ...] | None:
+    """Rows of all nodes; None, and a note, if etcd does not answer."""
     try:
         async with asyncio.timeout(_STORE_TIMEOUT_S):
             alive = await live_nodes(store)
@@ -139,10 +143,10 @@ async def _cluster(store: Datastore, notes: list[str]) -> tuple[NodeRow, ...]:
             told = await store.list(f"{RESOURCES}caliconodestatuses/")
     except TimeoutError:
         notes.append(f"etcd: no answer within {_STORE_TIMEOUT_S:g} s")
-        return ()
+        return None
     except DatastoreError as why:
         notes.append(f"etcd: {why}")
-        return ()
+        return None
     names = (row.key.removeprefix(f"{RESOURCES}nodes/") for row in known.items)
     return read_nodes(alive, names, (row.value for row in told.items))
 

@@ -21,6 +21,7 @@ from libcalico.datastore.api import Datastore
 _SHORTEST_S = 0.5
 _WIDTH = 160  # where the output is no terminal
 _MOST_DENIALS, _MOST_DROPS = 10, 5
+_NO_DATASTORE = Text("etcd does not answer: nothing is known of the cluster", style="bold red")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ async def run(store: Datastore, args: argparse.Namespace) -> int:
 
 def page(frame: Frame) -> RenderableType:
     """The whole page."""
-    parts: list[RenderableType] = [_head(frame), _nodes(frame)]
+    parts: list[RenderableType] = [_head(frame), _nodes(frame)] if frame.datastore else [_NO_DATASTORE]
     if frame.daemons:
         parts += [Text(), Text("This node", style="bold")]
         parts += [Text(f"  {name}: {line}") for name, line in frame.daemons.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pty
@@ -16,8 +17,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from felixpy.cli.frame import DenyRow, Frame, NodeRow, Sockets, gather, read_denials, read_nodes, read_sessions
+from felixpy.cli.top import page
 from libcalico.datastore.memory import MemoryDatastore
 from libcalico.runtime.control import ControlServer
 from tests.etcd_server import EtcdServer, free_port
@@ -190,6 +193,14 @@ async def test_a_datastore_that_does_not_answer_is_a_note(tmp_path: Path) -> Non
         frame = await gather(Broken(), daemons.sockets)
     assert frame.notes == ("etcd: no member answers",)
     assert len(frame.sessions) == 2
+    text = io.StringIO()
+    console = Console(width=100, file=text)
+    console.print(page(frame))
+    shown = text.getvalue()
+    assert shown.startswith("etcd does not answer: nothing is known of the cluster\n")
+    assert "0/0 nodes" not in shown, "that would be a cluster without nodes"
+    assert "Mesh_" in shown
+    assert "etcd: no member answers" in shown
 
 
 def test_a_rate_is_what_was_gained_since_the_frame_before() -> None:
