@@ -7,8 +7,11 @@ address is removed, so link and address events mean "look again", and an overflo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 
@@ -22,6 +25,9 @@ _GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR
 _NEIGHBOUR_GROUP = 3  # RTNLGRP_NEIGH
 _READ_BYTES = 1 << 18
 _READS_AT_ONCE = 256  # then the others get their turn, also in a storm
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
+_BPF_LOAD_HALF, _BPF_LOAD_WORD, _BPF_JUMP_EQUAL, _BPF_RETURN = 0x28, 0x20, 0x15, 0x06
 _PID_MAX = 1 << 22  # PID_MAX_LIMIT; a process's second socket gets a port id far above
 
 
@@ -84,9 +90,12 @@ class KernelMonitor:
             name_of: Device names by index, kept by a ``LinkTable``.
             sock: A socket from :func:`open_monitor_socket`, to be taken over.
             neighbours: Join the neighbour group as well (busy: each reachability probe is an event).
-            ignore_port: Routes that this netlink port sets or deletes are no news: not even parsed.  0: none.
+            ignore_port: Routes that this netlink port sets or deletes are no news: they are not even delivered, so
+                that a table which we fill ourselves does not overflow the queue.  0: none.
         """
         self._sock = sock or open_monitor_socket(neighbours)
+        if ignore_port:
+            _leave_out_routes_of(self._sock, ignore_port)
         self._name_of, self._ignore_port = name_of, ignore_port
         self._buffer = bytearray(_READ_BYTES)
 
@@ -186,6 +195,33 @@ def _coalesce(events: Iterable[AnyEvent]) -> list[AnyEvent]:
         kept.pop(key, None)  # the last one stands where it came
         kept[key] = event
     return list(kept.values())
+
+
+def _leave_out_routes_of(sock: socket.socket, port_id: int) -> None:
+    """Let the kernel drop a port's own route notifications (classic BPF, linux/filter.h; one message per packet there).
+
+    BPF loads in network order what netlink writes in the host's; hence the swapped constants.
+    """
+
+    def swapped(layout: str, value: int) -> int:
+        return int.from_bytes(struct.pack(layout, value), "big")
+
+    code = b"".join(
+        _INSTRUCTION.pack(*instruction)
+        for instruction in (
+            (_BPF_LOAD_HALF, 0, 0, 4),  # nlmsg_type
+            (_BPF_JUMP_EQUAL, 1, 0, swapped("=H", rtnl.RTM_NEWROUTE)),
+            (_BPF_JUMP_EQUAL, 0, 3, swapped("=H", rtnl.RTM_DELROUTE)),
+            (_BPF_LOAD_WORD, 0, 0, 12),  # nlmsg_pid
+            (_BPF_JUMP_EQUAL, 0, 1, swapped("=I", port_id)),
+            (_BPF_RETURN, 0, 0, 0),
+            (_BPF_RETURN, 0, 0, 0xFFFFFFFF),
+        )
+    )
+    buffer = ctypes.create_string_buffer(code, len(code))
+    with contextlib.suppress(OSError):  # a kernel without it: they come, and are passed over
+        program = struct.pack("HP", len(code) // _INSTRUCTION.size, ctypes.addressof(buffer))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def who(port_id: int) -> str:

@@ -9,16 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from libcalico.dataplane.routes import Neighbour
+from libcalico.dataplane.routes import Neighbour, NextHop, Route, RouteKey
 from libcalico.dataplane.sysctls import Sysctl
 from libcalico.kernel import rtnl
 from libcalico.kernel.errors import KernelError, NotReady, Rejected
 from libcalico.kernel.links import LinkTable, as_interface_addr, dump_addresses, set_mtu, set_up
-from libcalico.kernel.monitor import KernelMonitor, LinkEvent, NeighbourEvent, Overflow, open_monitor_socket, who
+from libcalico.kernel.monitor import (
+    KernelMonitor,
+    LinkEvent,
+    NeighbourEvent,
+    Overflow,
+    RouteEvent,
+    open_monitor_socket,
+    who,
+)
 from libcalico.kernel.neighbours import NeighbourReconciler
 from libcalico.kernel.rtnl import RtnlSocket
 from libcalico.kernel.sysctl import SysctlReconciler
-from libcalico.net import Addr, Mac
+from libcalico.net import IPV4, Addr, Mac, Prefix
 from libcalico.testing.netns import Namespace
 
 pytestmark = pytest.mark.netns
@@ -100,6 +108,30 @@ async def test_lost_events_are_told_and_the_monitor_goes_on(ns: Namespace) -> No
         while not any(isinstance(e, LinkEvent) and e.link.name == "cali1" for e in events):
             events += await monitor.read()
     monitor.close()
+
+
+async def test_routes_of_the_port_to_be_ignored_take_no_room_in_the_queue(ns: Namespace) -> None:
+    sock, raw, links = ns.call(RtnlSocket), ns.call(open_monitor_socket), LinkTable()
+    await links.refresh(sock)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)  # less than 500 events need
+    monitor = KernelMonitor(links.name_of, raw, ignore_port=sock.port_id)
+    packer, hops = rtnl.RoutePacker(links.index_of), (NextHop(Addr.parse("192.0.2.2"), "eth1"),)
+    routes = [Route(RouteKey(Prefix(IPV4, 10 << 24 | n, 32)), 80, next_hops=hops) for n in range(500)]
+    for kind, flags in ((rtnl.RTM_NEWROUTE, rtnl.NLM_F_CREATE), (rtnl.RTM_DELROUTE, 0)):
+        assert not any(await sock.execute([packer.request(kind, flags, route) for route in routes]))
+    with pytest.raises(BlockingIOError):
+        raw.recv(1)
+    ns.run("ip", "route", "add", "10.1.0.0/24", "via", "192.0.2.2")
+    await set_mtu(sock, links, "eth1", 1400)
+    async with asyncio.timeout(5):
+        events: list[object] = []
+        while not any(isinstance(e, LinkEvent) for e in events):  # other things that the same port does are told of
+            events += await monitor.read()
+    (other,) = (e for e in events if isinstance(e, RouteEvent))
+    assert str(other.route.key.prefix) == "10.1.0.0/24"
+    assert Overflow() not in events
+    monitor.close()
+    sock.close()
 
 
 async def test_lost_answers_are_told_per_request_and_the_socket_goes_on(ns: Namespace) -> None:
