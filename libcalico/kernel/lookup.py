@@ -27,11 +27,12 @@ class RouteLookup:
         route = None if body is None else rtnl.parse_route(body, self._links.name_of)
         return route if route is not None and route.type is RouteType.UNICAST else None
 
-    async def dump_table(self, table: int = MAIN_TABLE) -> list[Route]:
-        """Every route of a table, whoever made it."""
+    async def dump_table(self, table: int = MAIN_TABLE, *, but_of: int = 0) -> list[Route]:
+        """Every route of a table, but those of one protocol unless 0; to leave them out costs far less than to read."""
         found: list[Route] = []
         for family in (IPV4, IPV6):
             answers = await self._sock.dump(rtnl.RTM_GETROUTE, rtnl.route_dump_filter(family, table, 0))
-            routes = (rtnl.parse_route(body, self._links.name_of) for _, body in answers)
+            read = rtnl.RouteReader(self._links.name_of).read
+            routes = (read(body) for _, body in answers if not but_of or rtnl.protocol_of(body) != but_of)
             found += [r for r in routes if r is not None and r.key.table == table]
         return found

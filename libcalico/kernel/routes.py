@@ -85,7 +85,8 @@ class NetlinkRoutes:
             if why.errno == errno.ENOENT:  # the table does not exist yet
                 return []
             raise
-        routes = (rtnl.parse_route(body, self._links.name_of) for _, body in answers)
+        read = rtnl.RouteReader(self._links.name_of).read
+        routes = [read(body) for _, body in answers]
         # an old kernel does not filter
         return [r for r in routes if r and r.key.table == table and protocol in {0, r.protocol}]
 

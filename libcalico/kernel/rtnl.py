@@ -49,10 +49,12 @@ from libcalico.kernel.rtnl_objects import (
 )
 from libcalico.kernel.rtnl_routes import (
     RoutePacker,
+    RouteReader,
     canonical,
     canonical_key,
     lookup_request,
     parse_route,
+    protocol_of,
     route_dump_filter,
 )
 
@@ -87,6 +89,7 @@ __all__ = [
     "NeighbourEntry",
     "Request",
     "RoutePacker",
+    "RouteReader",
     "RtnlSocket",
     "attribute",
     "attributes",
@@ -103,5 +106,6 @@ __all__ = [
     "parse_link",
     "parse_neighbour",
     "parse_route",
+    "protocol_of",
     "route_dump_filter",
 ]

@@ -69,7 +69,7 @@ class RoutePacker:
 
     def __init__(self, index_of: Mapping[str, int]) -> None:
         self._index_of = index_of
-        self._tails: dict[tuple[object, ...], tuple[bytes, int]] = {}
+        self._frames: dict[tuple[object, ...], tuple[bytes, int, bytes]] = {}
 
     def request(self, kind: int, flags: int, route: Route) -> Request:
         """Pack one route.
@@ -84,21 +84,28 @@ class RoutePacker:
             Rejected: There are more legs than a message can hold.
         """
         key = route.key
-        prefix, table = key.prefix, key.table
-        family, length = prefix.family, prefix.length
+        prefix = key.prefix
         # Deleting IPv6 leg by leg would miss one that came since; the key and the protocol name the whole route.
-        hops = () if kind == RTM_DELROUTE and family is IPV6 else route.next_hops
-        about = (family, table, key.metric, hops, route.source, route.mtu_bytes)
-        tail = self._tails.get(about)
-        if tail is None:
-            tail = self._tails[about] = self._tail(route, hops)
-        table = table if table < 256 else 0
-        head = _RTMSG.pack(AF[family], length, 0, 0, table, route.protocol, route.scope, route.type, tail[1])
+        hops = () if kind == RTM_DELROUTE and prefix.family is IPV6 else route.next_hops
+        about = (
+            prefix.family, prefix.length, key.table, key.metric, route.protocol, route.type, route.scope, hops,
+            route.source, route.mtu_bytes,
+        )  # fmt: skip
+        frame = self._frames.get(about)
+        if frame is None:
+            frame = self._frames[about] = self._frame(route, hops)
+        before, size, after = frame
+        return Request(kind, flags, before + prefix.value.to_bytes(size, "big") + after)
+
+    def _frame(self, route: Route, hops: tuple[NextHop, ...]) -> tuple[bytes, int, bytes]:
+        """What stands before the destination, its size in bytes, and what stands behind."""
+        key, family, length = route.key, route.key.prefix.family, route.key.prefix.length
+        after, flags = self._tail(route, hops)
+        table = key.table if key.table < 256 else 0
+        head = _RTMSG.pack(AF[family], length, 0, 0, table, route.protocol, route.scope, route.type, flags)
         if not length:
-            return Request(kind, flags, head + tail[0])
-        size = family.bits >> 3
-        destination = b"%b%b" % (_DST[family], prefix.value.to_bytes(size, "big"))
-        return Request(kind, flags, head + destination + tail[0])
+            return head, 0, after
+        return head + _DST[family], family.bits >> 3, after
 
     def _tail(self, route: Route, hops: tuple[NextHop, ...]) -> tuple[bytes, int]:
         """Everything after the destination, and the flags of the head."""
@@ -157,6 +164,11 @@ def lookup_request(addr: Addr) -> bytes:
     return head + attribute(_RTA_DST, addr.packed)
 
 
+def protocol_of(body: bytes) -> int:
+    """``rtm_protocol`` of a packed route."""
+    return body[5]
+
+
 def parse_route(body: bytes, name_of: Mapping[int, str]) -> Route | None:
     """Unpack a route; None for clones of the cache and other families."""
     af, length, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
@@ -196,6 +208,42 @@ def parse_route(body: bytes, name_of: Mapping[int, str]) -> Route | None:
     return Route(key, protocol, route_type, hops, _SCOPES.get(scope, Scope.UNIVERSE), source, mtu)
 
 
+class RouteReader:
+    """Reads a dump: what many routes have in common, that is all but the destination, is read once.
+
+    For one dump only: device names may change with the next.
+    """
+
+    def __init__(self, name_of: Mapping[int, str]) -> None:
+        self._name_of = name_of
+        self._like: dict[bytes, Route | None] = {}
+
+    def read(self, body: bytes) -> Route | None:
+        """As :func:`parse_route`."""
+        # the kernel puts RTA_TABLE first, then RTA_DST unless it is a default route
+        if body[12:16] != _TABLE or len(body) < 24:
+            return parse_route(body, self._name_of)
+        length, kind = _ATTRIBUTE.unpack_from(body, 20)
+        if kind != _RTA_DST:
+            return parse_route(body, self._name_of)
+        end = 20 + length
+        shape = body[:20] + body[end:]
+        if shape not in self._like:
+            if len(self._like) >= _MOST_SHAPES:
+                self._like.clear()
+            self._like[shape] = parse_route(body, self._name_of)
+        like = self._like[shape]
+        if like is None:
+            return None
+        key = like.key
+        prefix = Prefix(key.prefix.family, int.from_bytes(body[24:end], "big"), key.prefix.length)
+        where = RouteKey(prefix, key.table, key.metric)
+        return Route(where, like.protocol, like.type, like.next_hops, like.scope, like.source, like.mtu_bytes)
+
+
+_ATTRIBUTE = struct.Struct("=HH")
+_TABLE = _ATTRIBUTE.pack(8, _RTA_TABLE)
+_MOST_SHAPES = 4096
 _TYPES = {int(kind): kind for kind in RouteType}
 _SCOPES = {int(scope): scope for scope in Scope}
 

@@ -11,11 +11,12 @@ import sys
 
 import pytest
 
-from libcalico.dataplane.routes import NextHop
+from libcalico.dataplane.routes import MAIN_TABLE, NextHop
+from libcalico.kernel import rtnl
 from libcalico.kernel.links import LinkTable
 from libcalico.kernel.lookup import RouteLookup
 from libcalico.kernel.rtnl import RtnlSocket
-from libcalico.net import Addr
+from libcalico.net import IPV4, IPV6, Addr
 from libcalico.testing.netns import Namespace
 
 pytestmark = pytest.mark.netns
@@ -43,6 +44,37 @@ async def test_the_route_to_an_address_is_found_or_there_is_none(
         assert found is None, kind
     answers = await asyncio.gather(*(lookup.route_to(Addr.parse(gateway)) for _ in range(20)))
     assert all(answer is not None and answer.next_hops[0].dev == "eth1" for answer in answers)
+    lookup.close()
+
+
+async def test_a_dump_reads_every_route_as_if_it_stood_alone_and_leaves_out_a_protocol(ns: Namespace) -> None:
+    for option, net, gateway, other in (
+        ("-4", "10.{}.0.0/16", "192.0.2.2", "192.0.2.3"),
+        ("-6", "fd00:{}::/32", "2001:db8::2", "2001:db8::3"),
+    ):
+        ways: tuple[tuple[str, ...], ...] = (
+            ("via", gateway), ("via", gateway), ("via", other), ("via", gateway, "metric", "7"),
+            ("via", gateway, "proto", "80"), ("via", gateway, "mtu", "1400"), ("dev", "eth1"),
+            ("via", gateway, "dev", "eth1", "onlink"), ("nexthop", "via", gateway, "nexthop", "via", other),
+            ("nexthop", "via", gateway, "nexthop", "via", other),
+        )  # fmt: skip
+        for number, way in enumerate(ways):
+            ns.run("ip", option, "route", "add", net.format(number), *way)
+        ns.run("ip", option, "route", "add", "blackhole", net.format(77))
+        ns.run("ip", option, "route", "add", "default", "via", gateway)
+    sock, links = ns.call(RtnlSocket), LinkTable()
+    lookup = RouteLookup(links, sock)
+    await lookup.refresh_links()
+    alone = [
+        rtnl.parse_route(body, links.name_of)
+        for family in (IPV4, IPV6)
+        for _, body in await sock.dump(rtnl.RTM_GETROUTE, rtnl.route_dump_filter(family, MAIN_TABLE))
+    ]
+    assert len({str(route.key.prefix) for route in alone if route is not None}) > 24
+    assert await lookup.dump_table() == alone
+    rest = [route for route in alone if route is not None and route.protocol != 80]
+    assert await lookup.dump_table(but_of=80) == rest
+    assert len(alone) - len(rest) == 2
     lookup.close()
 
 
