@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
-from birdpy.rib.path import FibEntry, LocalKind, Resolution
+from birdpy.rib.path import FibEntry, FibHop, LocalKind, Resolution
 from birdpy.rib.speaker import Speaker
 from libcalico.clock import Clock
 from libcalico.dataplane.routes import NextHop, Route, RouteKey, RouteProtocol, RouteType
@@ -103,7 +104,7 @@ class KernelSync:
         if self._dump_due and began >= self._no_dump_before:
             self._dump_due = False
             await self._lookup.refresh_links()
-            self._learn_all(await self._lookup.dump_table(self._table))
+            self._learn_all(await self._lookup.dump_table(self._table, but_of=self._protocol))
             ended = self._clock.monotonic()
             # links come and go with every workload, and a full table takes its time to read
             self._no_dump_before = ended + _DUMP_PAUSE * (ended - began)
@@ -213,10 +214,8 @@ class KernelSync:
             del self._keys[prefix]
         if key is None or entry is None:
             return
-        hops = tuple(NextHop(hop.gateway, hop.dev, hop.onlink) for hop in entry.hops)
-        hops = tuple(sorted(hops, key=lambda h: (h.dev, h.gateway.value if h.gateway else -1)))
         self._keys[prefix] = key
-        self.routes.want(key, Route(key, self._protocol, next_hops=hops))
+        self.routes.want(key, Route(key, self._protocol, next_hops=_next_hops(entry.hops)))
 
     def next_due(self) -> float:
         """When to be run again (seconds, monotonic)."""
@@ -226,3 +225,10 @@ class KernelSync:
         if self._dump_due:
             due.append(self._no_dump_before)
         return min(due)
+
+
+@lru_cache(maxsize=4096)
+def _next_hops(hops: tuple[FibHop, ...]) -> tuple[NextHop, ...]:
+    """The legs in the kernel's order; the many routes that go the same way share them."""
+    legs = (NextHop(hop.gateway, hop.dev, hop.onlink) for hop in hops)
+    return tuple(sorted(legs, key=lambda h: (h.dev, h.gateway.value if h.gateway else -1)))

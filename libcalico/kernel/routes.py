@@ -173,7 +173,8 @@ class RouteReconciler:
         else:
             route = rtnl.canonical(route)
             key = route.key
-            self._released.pop(key, None)
+            if self._released:
+                self._released.pop(key, None)
         self.fib.want(key, route)
         self._release(key)
 
@@ -288,12 +289,16 @@ class RouteReconciler:
 
     def _todo(self) -> list[tuple[RouteKey, Change]]:
         """What to write: device routes, then those with a gateway, then deletions the other way round."""
-        todo = [
-            (key, (self.fib.seen(key), wanted))
-            for key, wanted in self.fib.pending()
-            if key not in self._held and (wanted is not None or self._may_remove(key))
-        ]
-        todo.sort(key=lambda item: _rank(item[1]))
+        seen, held = self.fib.all_seen, self._held
+        ranked: tuple[list[tuple[RouteKey, Change]], ...] = ([], [], [], [])
+        for key, wanted in self.fib.pending():
+            if (held and key in held) or (wanted is None and not self._may_remove(key)):
+                continue
+            change = seen.get(key), wanted
+            ranked[_rank(change)].append((key, change))
+        todo, *others = ranked
+        for more in others:
+            todo += more
         return todo
 
     async def _write(self, todo: Sequence[tuple[RouteKey, Change]], outcome: Outcome[RouteKey], now: float) -> None:
@@ -364,14 +369,19 @@ class RouteReconciler:
             self._retry.failed(key, now)
 
     def _release(self, key: RouteKey) -> None:
-        self._held.pop(key, None)
+        if self._held:
+            self._held.pop(key, None)
         self._retry.succeeded(key)
 
 
 def _rank(change: Change) -> int:
     seen, wanted = change
     route = wanted or seen
-    has_gateway = route is not None and any(hop.gateway is not None for hop in route.next_hops)
+    has_gateway = False
+    for hop in route.next_hops if route is not None else ():
+        if hop.gateway is not None:
+            has_gateway = True
+            break
     if wanted is not None:
         return 1 if has_gateway else 0
     return 2 if has_gateway else 3

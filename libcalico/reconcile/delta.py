@@ -27,7 +27,7 @@ class DeltaTracker(Generic[K, V]):
             self._wanted.pop(key, None)
         else:
             self._wanted[key] = row
-        self._compare(key)
+        self._compare(key, row, self._seen.get(key))
 
     def saw(self, key: K, row: V | None) -> None:
         """Say what is there now, after a write or a kernel event; None: nothing."""
@@ -35,7 +35,7 @@ class DeltaTracker(Generic[K, V]):
             self._seen.pop(key, None)
         else:
             self._seen[key] = row
-        self._compare(key)
+        self._compare(key, self._wanted.get(key), row)
 
     def replace_wanted(self, rows: Mapping[K, V]) -> None:
         """Set all that is wanted at once."""
@@ -54,8 +54,11 @@ class DeltaTracker(Generic[K, V]):
 
     def pending(self) -> list[tuple[K, V | None]]:
         """The differences as (key, wanted row or None for a removal); removals first: they make room."""
-        gone = [(key, None) for key in self._pending if key not in self._wanted]
-        return gone + [(key, self._wanted[key]) for key in self._pending if key in self._wanted]
+        find = self._wanted.get
+        rows: list[tuple[K, V | None]] = [(key, find(key)) for key in self._pending]
+        if any(row is None for _, row in rows):
+            return [item for item in rows if item[1] is None] + [item for item in rows if item[1] is not None]
+        return rows
 
     def wanted(self, key: K) -> V | None:
         return self._wanted.get(key)
@@ -75,8 +78,8 @@ class DeltaTracker(Generic[K, V]):
     def in_sync(self) -> bool:
         return not self._pending
 
-    def _compare(self, key: K) -> None:
-        if self._wanted.get(key) == self._seen.get(key):
+    def _compare(self, key: K, wanted: V | None, seen: V | None) -> None:
+        if wanted is seen or wanted == seen:
             self._pending.pop(key, None)
         else:
             self._pending[key] = None

@@ -29,6 +29,8 @@ class RetryQueue(Generic[K]):
 
     def succeeded(self, key: K) -> None:
         """Forget ``key`` and its back-off."""
+        if not self._delay:
+            return  # nothing ever waits that has no back-off
         self._delay.pop(key, None)
         self._due.pop(key, None)
 

@@ -90,9 +90,12 @@ class Index(Generic[K, T]):
 
     def add(self, key: K, member: T) -> bool:
         """Relate the two; True if ``key`` had no member before."""
-        first = key not in self._of
-        self._of.setdefault(key, {})[member] = None
-        return first
+        members = self._of.get(key)
+        if members is None:
+            self._of[key] = {member: None}
+            return True
+        members[member] = None
+        return False
 
     def remove(self, key: K, member: T) -> bool:
         """Undo :meth:`add`; True if ``key`` has no member any more."""
