@@ -6,7 +6,7 @@ A change of policy is then applied to what is held (soft reconfiguration): no pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -15,6 +15,7 @@ from libcalico.net import Prefix
 from libcalico.reconcile import Index
 
 Key = tuple[str, int]  # peer, path id
+_NONE: Mapping[Key, Path] = {}
 
 
 class AdjRibIn:
@@ -27,8 +28,8 @@ class AdjRibIn:
         self._rejected: dict[str, set[tuple[Prefix, int]]] = {}
         self._count: dict[str, int] = {}
 
-    def paths(self, prefix: Prefix) -> dict[Key, Path]:
-        return self.accepted.get(prefix, {})
+    def paths(self, prefix: Prefix) -> Mapping[Key, Path]:
+        return self.accepted.get(prefix, _NONE)
 
     def count(self, peer: str) -> int:
         """How many paths of this peer were accepted."""
@@ -47,13 +48,16 @@ class AdjRibIn:
 
     def put(self, prefix: Prefix, path: Path) -> Path | None:
         """Hold a path; returns the former one."""
-        paths = self.accepted.setdefault(prefix, {})
         key = (path.peer, path.path_id)
-        old = paths.get(key)
-        paths[key] = path
+        paths = self.accepted.get(prefix)
+        if paths is None:
+            self.accepted[prefix], old = {key: path}, None
+        else:
+            old = paths.get(key)
+            paths[key] = path
         if old is None:
             self.prefixes_of.add(path.peer, prefix)
-            self._count[path.peer] = self.count(path.peer) + 1
+            self._count[path.peer] = self._count.get(path.peer, 0) + 1
         return old
 
     def remove(self, prefix: Prefix, key: Key) -> Path | None:
@@ -76,10 +80,14 @@ class AdjRibIn:
     def mark_stale(self, peer: str) -> None:
         """Its session ended; what it told may be told again.  Policy does not change what is stale."""
         self.forget_raw(peer)
+        stale: dict[int, tuple[Path, Path]] = {}  # what prefixes shared they go on to share
         for prefix in self.prefixes_of.of(peer):
             paths = self.accepted[prefix]
             for key in [k for k in paths if k[0] == peer]:
-                paths[key] = msgspec.structs.replace(paths[key], stale=True)
+                path = paths[key]
+                if id(path) not in stale:
+                    stale[id(path)] = path, msgspec.structs.replace(path, stale=True)
+                paths[key] = stale[id(path)][1]
 
     def rename(self, old: str, new: str) -> None:
         """The peer has another name."""
@@ -95,8 +103,9 @@ class AdjRibIn:
 
     def keep_raw(self, peer: str, prefix: Prefix, path_id: int, told: Attributes, accepted: Attributes | None) -> None:
         """Remember what was told, if import policy made something else of it."""
-        if accepted == told:
-            self.drop_raw(peer, prefix, path_id)
+        if accepted is told or accepted == told:
+            if peer in self._raw:
+                self.drop_raw(peer, prefix, path_id)
         else:
             key = (prefix, path_id)
             self._raw.setdefault(peer, {})[key] = told

@@ -88,5 +88,8 @@ class ExternalRoutes:
     def get(self, prefix: Prefix) -> StaticRoute | None:
         return self._routes.get(prefix)
 
+    def __bool__(self) -> bool:
+        return bool(self._routes)
+
     def __iter__(self) -> Iterator[Prefix]:
         return iter(self._routes)

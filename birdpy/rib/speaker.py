@@ -11,11 +11,12 @@ prefixes touched.  Policy is that of Calico's BIRD templates (docs/internals/bgp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
 from birdpy.rib.adj_rib_in import AdjRibIn, Key
+from birdpy.rib.batch import Alike, Importer
 from birdpy.rib.decision import Candidate, Decision, decide
 from birdpy.rib.export import ExportPolicy, RouteSource, prefers_local
 from birdpy.rib.external import ExternalRoutes, parse_external_routes
@@ -37,6 +38,7 @@ from libcalico.net import IPV4, IPV6, Addr, Family, InterfaceAddr, Prefix
 from libcalico.reconcile import Index, Table
 
 Announcement = tuple[Prefix, int, Attributes]  # prefix, path id, attributes
+_Group = list[tuple[PeerState, Table[Prefix, Attributes]]]
 IPIP_DEVICE = "tunl0"
 
 
@@ -67,6 +69,8 @@ class Speaker:
         self._gateways: dict[Prefix, Addr] = {}
         self.external = ExternalRoutes()
         self._wireguard: frozenset[Addr] = frozenset()
+        self._told: set[Prefix] = set()
+        """What any table of ``adj_rib_out`` may hold: of all other prefixes no peer need be told that they are gone."""
 
     # --- configuration ----------------------------------------------------------------------------------------------
 
@@ -229,7 +233,7 @@ class Speaker:
     # --- routes -----------------------------------------------------------------------------------------------------
 
     def update(
-        self, name: str, announced: Iterable[Announcement], withdrawn: Iterable[tuple[Prefix, int]] = ()
+        self, name: str, announced: Collection[Announcement], withdrawn: Iterable[tuple[Prefix, int]] = ()
     ) -> None:
         """What a peer told."""
         peer = self.peers.get(name)
@@ -238,15 +242,22 @@ class Speaker:
         for prefix, path_id in withdrawn:
             self.adj_rib_in.drop_raw(name, prefix, path_id)
             self._remove_path(prefix, (name, path_id))
+        imported = Importer(peer, self._judge_import)
+        limited = self._may_be_too_much(peer, announced)
         for prefix, path_id, attributes in announced:
-            if self._is_too_much(peer, prefix, path_id):
+            if limited and self._is_too_much(peer, prefix, path_id):
                 continue
-            accepted = None if self._loops(peer, attributes) else self._import(peer, prefix, attributes)
-            self.adj_rib_in.keep_raw(name, prefix, path_id, attributes, accepted)
-            if accepted is None:
+            path = imported.path(prefix, path_id, attributes)
+            self.adj_rib_in.keep_raw(name, prefix, path_id, attributes, None if path is None else path.attributes)
+            if path is None:
                 self._remove_path(prefix, (name, path_id))
             else:
-                self._put_path(prefix, Path(name, accepted, path_id))
+                self._put_path(prefix, path)
+
+    def _may_be_too_much(self, peer: PeerState, announced: Collection[Announcement]) -> bool:
+        limit = peer.config.max_prefixes
+        # a route that policy changes takes memory twice
+        return bool(limit) and self.adj_rib_in.held(peer.config.name) + 2 * len(announced) > limit
 
     def _is_too_much(self, peer: PeerState, prefix: Prefix, path_id: int) -> bool:
         """True for a new route beyond the peer's limit: it is refused, and what is held stays."""
@@ -255,6 +266,10 @@ class Speaker:
             return False
         peer.refused += 1
         return True
+
+    def _judge_import(self, peer: PeerState, prefix: Prefix, attributes: Attributes) -> Attributes | None:
+        """What becomes of a route by import policy; None: it is rejected."""
+        return None if self._loops(peer, attributes) else self._import(peer, prefix, attributes)
 
     def _loops(self, peer: PeerState, attributes: Attributes) -> bool:
         """RFC 4271 section 9.1.2 (AS loop), RFC 4456 section 8 (originator, cluster)."""
@@ -277,11 +292,11 @@ class Speaker:
         return None if verdict is False else changed
 
     def _put_path(self, prefix: Prefix, path: Path) -> None:
-        key = (path.peer, path.path_id)
-        if self.adj_rib_in.paths(prefix).get(key) == path:
-            return
         old = self.adj_rib_in.put(prefix, path)
-        self._release_next_hop(old, path, prefix)
+        if old is not None:
+            if old == path:
+                return
+            self._release_next_hop(old, path, prefix)
         if path.attributes.next_hop is not None and self._next_hop_users.add(path.attributes.next_hop, prefix):
             self._want_next_hop(path.attributes.next_hop)
         self._touched[prefix] = None
@@ -349,34 +364,64 @@ class Speaker:
     def flush(self) -> None:
         """Decide every touched prefix again and bring the tables up to date."""
         touched, self._touched = self._touched, {}
-        groups: dict[bytes, list[tuple[PeerState, Table[Prefix, Attributes]]]] = {}
+        groups = self._groups()
+        alike: dict[int, Alike] = {}  # by the identity of a path: most prefixes have one, and share it with others
+        for prefix in touched:
+            paths = self.adj_rib_in.paths(prefix)
+            if len(paths) == 1:
+                (path,) = paths.values()
+                known = alike.get(id(path))
+                if known is None:
+                    known = alike[id(path)] = Alike(self._decide(paths))
+            else:
+                known = Alike(self._decide(paths))
+            self._note_decision(prefix, known.decision)
+            local = self.local_route(prefix)
+            self.fib.set(prefix, self._fib_entry(prefix, known, local))
+            self._tell(prefix, self._offer(known, local), groups)
+
+    def _note_decision(self, prefix: Prefix, decision: Decision | None) -> None:
+        old = self.loc_rib.get(prefix)
+        if old is not None and old.best is not None:
+            self.preferred[old.best.peer] -= 1
+        if decision is not None:
+            self.loc_rib[prefix] = decision
+            if decision.best is not None:
+                self.preferred[decision.best.peer] += 1
+        elif old is not None:
+            del self.loc_rib[prefix]
+
+    def _groups(self) -> list[_Group]:
+        """Peers that are up, by what they are told."""
+        groups: dict[bytes, _Group] = {}
         for name, peer in self.peers.items():
             if peer.up:
                 groups.setdefault(peer.group, []).append((peer, self.adj_rib_out[name]))
-        for prefix in touched:
-            decision = self._decide(prefix)
-            old = self.loc_rib.get(prefix)
-            if old is not None and old.best is not None:
-                self.preferred[old.best.peer] -= 1
-            if decision is None:
-                self.loc_rib.pop(prefix, None)
-            else:
-                self.loc_rib[prefix] = decision
-                if decision.best is not None:
-                    self.preferred[decision.best.peer] += 1
-            local = self.local_route(prefix)
-            self.fib.set(prefix, self._fib_entry(prefix, decision, local))
-            offer = self._offer(decision, local)
-            for members in groups.values():
-                attributes = self._export(members[0][0], prefix, offer)
-                for peer, table in members:
-                    if attributes is None or (offer is not None and offer.source is peer):
-                        table.discard(prefix)
-                    else:
-                        table.put(prefix, attributes)
+        return list(groups.values())
 
-    def _decide(self, prefix: Prefix) -> Decision | None:
-        paths = self.adj_rib_in.paths(prefix)
+    def _tell(self, prefix: Prefix, offer: Offer | None, groups: list[_Group]) -> None:
+        """Say what each peer shall be told of a prefix."""
+        before, now = prefix in self._told, False
+        source = offer.source if offer is not None else None
+        for members in groups:
+            first = members[0][0]
+            attributes = None
+            if offer is not None and not (source is first and len(members) == 1):
+                attributes = self._export(first, prefix, offer)
+            if attributes is None and not before:
+                continue
+            for peer, table in members:
+                if attributes is None or source is peer:
+                    table.discard(prefix)
+                else:
+                    table.put(prefix, attributes)
+                    now = True
+        if now:
+            self._told.add(prefix)
+        elif before:
+            self._told.discard(prefix)
+
+    def _decide(self, paths: Mapping[Key, Path]) -> Decision | None:
         return decide(self._candidate(path) for path in paths.values()) if paths else None
 
     def _candidate(self, path: Path) -> Candidate:
@@ -400,26 +445,35 @@ class Speaker:
         """This node's own route to the prefix, or what else the kernel has."""
         return self._local.get(prefix) or self._kernel.get(prefix)
 
-    def _fib_entry(self, prefix: Prefix, decision: Decision | None, local: LocalRoute | None) -> FibEntry | None:
+    def _fib_entry(self, prefix: Prefix, known: Alike, local: LocalRoute | None) -> FibEntry | None:
         if prefix in self._gateways:
             return self._host_route(prefix)
-        metric = self._policy.normal_priority(prefix.family)
-        if (entry := self.external.entry(prefix, local, metric, self._resolutions.get)) is not None:
-            return entry
-        if decision is None or decision.best is None:
+        if self.external:
+            metric = self._policy.normal_priority(prefix.family)
+            if (entry := self.external.entry(prefix, local, metric, self._resolutions.get)) is not None:
+                return entry
+        best = known.decision.best if known.decision is not None else None
+        if best is None:
             return None
-        metric = max(1, MAX_PRIORITY - _local_pref(decision.best.attributes))
-        if prefers_local(local) and not self._overrides(prefix, metric, local):
+        if local is not None and prefers_local(local) and not self._overrides(prefix, _metric_of(best), local):
             return None
         pool, programs = self._pool_of(prefix)
         if not programs:
+            return None
+        mode = pool.ipip_mode if pool is not None else "Never"
+        if mode not in known.entries:
+            known.entries[mode] = self._entry(known.decision, mode)
+        return known.entries[mode]
+
+    def _entry(self, decision: Decision | None, ipip_mode: str) -> FibEntry | None:
+        if decision is None or decision.best is None:
             return None
         hops: dict[FibHop, None] = {}
         for path in decision.multipath:
             next_hop, resolution = path.attributes.next_hop, self.resolution_of(path)
             if next_hop is not None and resolution is not None and next_hop not in self._wireguard:
-                hops[self._hop(pool, next_hop, resolution)] = None
-        return FibEntry(tuple(sorted(hops)), metric) if hops else None
+                hops[self._hop(ipip_mode, next_hop, resolution)] = None
+        return FibEntry(tuple(sorted(hops)), _metric_of(decision.best)) if hops else None
 
     def _overrides(self, prefix: Prefix, metric: int, local: LocalRoute | None) -> bool:
         """A workload that has just moved away: its new node's route is better than the one to its old interface."""
@@ -433,9 +487,9 @@ class Speaker:
             return None
         return FibEntry((FibHop(gateway, through.dev),), self._policy.normal_priority(prefix.family))
 
-    def _hop(self, pool: PoolPolicy | None, next_hop: Addr, resolution: Resolution) -> FibHop:
+    def _hop(self, ipip_mode: str, next_hop: Addr, resolution: Resolution) -> FibHop:
         """Through the IP-in-IP device where the pool wants that (``programClusterRoutes: Enabled``)."""
-        mode = pool.ipip_mode if pool is not None and next_hop.family is IPV4 else "Never"
+        mode = ipip_mode if next_hop.family is IPV4 else "Never"
         if mode == "Always" or (mode == "CrossSubnet" and not self._in_own_subnet(next_hop)):
             return FibHop(next_hop, IPIP_DEVICE, onlink=True)
         return FibHop(resolution.gateway or next_hop, resolution.dev)
@@ -446,28 +500,32 @@ class Speaker:
 
     def _pool_of(self, prefix: Prefix) -> tuple[PoolPolicy | None, bool]:
         """The pool, and whether we put this prefix into the kernel: not service CIDRs; pools as their policy says."""
-        if any(net.contains(prefix) for net in self._policy.unprogrammed):
+        unprogrammed = self._policy.unprogrammed
+        if unprogrammed and any(net.contains(prefix) for net in unprogrammed):
             return None, False
         for net, pool in self._policy.pools:
             if net.contains(prefix):
                 return pool, pool.program
         return None, self.config.program_unpooled
 
-    def _offer(self, decision: Decision | None, local: LocalRoute | None) -> Offer | None:
+    def _offer(self, known: Alike, local: LocalRoute | None) -> Offer | None:
         """What there is to tell of a prefix, whoever is told."""
-        best = decision.best if decision is not None else None
+        best = known.decision.best if known.decision is not None else None
         if local is not None and (prefers_local(local) or best is None):
             return Offer(Attributes(local_pref=MAX_PRIORITY - local.priority), local.interface, local)
         if best is None:
             return None
-        source = self.peers[best.peer]
-        resolution = self.resolution_of(best)
-        told_by = RouteSource(source.ebgp, source.config.rr_client, source.router_id)
-        return Offer(best.attributes, resolution.dev if resolution is not None else "", None, source, told_by)
+        if known.offer is None:
+            source = self.peers[best.peer]
+            resolution = self.resolution_of(best)
+            told_by = RouteSource(source.ebgp, source.config.rr_client, source.router_id)
+            dev = resolution.dev if resolution is not None else ""
+            known.offer = Offer(best.attributes, dev, None, source, told_by)
+        return known.offer
 
-    def _export(self, peer: PeerState, prefix: Prefix, offer: Offer | None) -> Attributes | None:
+    def _export(self, peer: PeerState, prefix: Prefix, offer: Offer) -> Attributes | None:
         """What this peer, and its group, shall be told of a prefix; None: nothing."""
-        if offer is None or prefix.family not in peer.families:
+        if prefix.family not in peer.families:
             return None
         return self._policy.export(
             peer.target, prefix, offer.attributes, offer.interface, offer.local, offer.told_by
@@ -507,3 +565,8 @@ class Speaker:
 
 def _local_pref(attributes: Attributes) -> int:
     return DEFAULT_LOCAL_PREF if attributes.local_pref is None else attributes.local_pref
+
+
+def _metric_of(best: Path) -> int:
+    """The kernel metric that goes with a path's LOCAL_PREF."""
+    return max(1, MAX_PRIORITY - _local_pref(best.attributes))
