@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -190,7 +189,10 @@ def _update(peer: str, message: dict[str, Any]) -> Event | None:
                 missing += [_nlri(route) for route in routes]  # RFC 7606 section 7.3: treat as withdraw
                 continue
             attributes = _attributes(base, next_hop)
-            announced += [(*_nlri(route), attributes) for route in routes]
+            announced += [
+                (_prefix(route), 0, attributes) if type(route) is str else (*_nlri(route), attributes)
+                for route in routes
+            ]
     withdrawn = [
         _nlri(route)
         for family_name, routes in update.get("withdraw", {}).items()
@@ -207,15 +209,23 @@ def _nlri(route: Any) -> tuple[Prefix, int]:
     return _prefix(route["nlri"]), Addr.parse(path_id).value if path_id else 0
 
 
-@lru_cache(maxsize=65536)
 def _prefix(text: str) -> Prefix:
-    if ":" in text:
-        return Prefix.parse(text, strict=False)
-    head, _, length = text.partition("/")  # a full table's worth comes this way: ten times as fast as `ipaddress`
-    value, bits = int.from_bytes(socket.inet_pton(socket.AF_INET, head)), int(length)
-    if not 0 <= bits <= 32:
-        raise ValueError(f"{text!r}: the prefix length is over 32")
-    return Prefix(IPV4, value >> (32 - bits) << (32 - bits), bits)
+    """A full table's worth comes this way; this is several times as fast as ``ipaddress``, or as a cache."""
+    try:
+        head, length = text.split("/")
+        if ":" in head:
+            bits, mask = _MASKS_V6[length]
+            return Prefix(IPV6, int.from_bytes(_pton(socket.AF_INET6, head)) & mask, bits)
+        bits, mask = _MASKS_V4[length]
+        return Prefix(IPV4, int.from_bytes(_pton(socket.AF_INET, head)) & mask, bits)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"{text!r} is no prefix") from None
+
+
+_pton = socket.inet_pton
+_MASKS_V4, _MASKS_V6 = (
+    {str(bits): (bits, (1 << width) - (1 << width - bits)) for bits in range(width + 1)} for width in (32, 128)
+)
 
 
 def _attributes(base: dict[str, Any], next_hop: str) -> Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from pathlib import Path
 from libcalico.runtime.logs import get_logger
 
 _LIMIT_BYTES = 16 * 1024 * 1024  # of one line; the largest UPDATE as JSON is far below
+
+
+_PIPE_BYTES = 1024 * 1024  # /proc/sys/fs/pipe-max-size as it comes; 64 KiB hold four UPDATEs, then ExaBGP waits for us
 
 
 class ApiPipe:
@@ -68,6 +72,8 @@ class ApiPipe:
 
     async def _serve(self, from_exabgp: int, to_exabgp: int) -> None:
         loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # EPERM: a lower limit is set; the pipe stays as it is
+            fcntl.fcntl(from_exabgp, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # not ours to it: what waits here is coalesced
         reader = asyncio.StreamReader(limit=_LIMIT_BYTES)
         transport, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(from_exabgp, "rb", 0)

@@ -44,6 +44,7 @@ def exabgp_environment(listen_addresses: list[str], listen_port: int, environ: M
         "exabgp.daemon.daemonize": "false",
         "exabgp.api.ack": "false",
         "exabgp.api.cli": "false",
+        "exabgp.api.compact": "true",  # a prefix is a string, not an object: half the size
         "exabgp.api.respawn": "true",
         "exabgp.api.terminate": "true",  # without us it must not go on telling peers what was true once
         "exabgp.tcp.bind": " ".join(listen_addresses),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from birdpy.exabgp import codec
 from birdpy.exabgp.codec import CodecError, PeerState, PeerUpdate, decode, in_words
@@ -19,17 +23,21 @@ def update(announce: dict[str, Any], family: str = "ipv4 unicast") -> bytes:
     return json.dumps({"type": "update", "neighbor": neighbor}).encode()
 
 
-@pytest.mark.parametrize("text", ["10.0.0.0/8", "0.0.0.0/0", "10.1.2.3/32", "10.1.2.3/24", "255.255.255.255/1"])
-def test_a_prefix_is_read_as_everywhere_else(text: str) -> None:
-    event = decode(update({"10.0.0.2": [{"nlri": text}]}))
+@given(st.ip_addresses(v=4) | st.ip_addresses(v=6), st.integers(0, 128), st.booleans())
+def test_a_prefix_is_read_as_everywhere_else(address: IPv4Address | IPv6Address, length: int, compact: bool) -> None:
+    text = f"{address}/{min(length, address.max_prefixlen)}"
+    event = decode(update({"10.0.0.2": [text if compact else {"nlri": text}]}, f"ipv{address.version} unicast"))
     assert isinstance(event, PeerUpdate)
     assert event.announced[0][0] == Prefix.parse(text, strict=False)
 
 
-@pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0/8", "10.0.0.0", "x/8", "10.0.0.0/-1", ""])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/33", "fd00::/129", "10.0.0/8", "10.0.0.0", "fd00::", "x/8", "::x/8", "10.0.0.0/-1", "/", ""]
+)
 def test_what_is_no_prefix_is_an_error_with_a_name(text: str) -> None:
-    with pytest.raises(CodecError):
-        decode(update({"10.0.0.2": [{"nlri": text}]}))
+    for route in (text, {"nlri": text}):
+        with pytest.raises(CodecError, match=re.escape(f"{text!r} is no prefix")):
+            decode(update({"10.0.0.2": [route]}))
 
 
 def test_of_two_next_hops_the_global_one_counts_and_a_missing_one_is_a_withdrawal() -> None:
