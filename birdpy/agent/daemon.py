@@ -201,8 +201,13 @@ class Daemon:
         self._wake.set()
 
     def _exabgp_went(self) -> None:
-        """Sessions are gone with it; what the peers told stays in force until they tell anew."""
+        """Sessions are gone with it; what the peers told stays in force until they tell anew.
+
+        An ExaBGP that has only lost its relay is ended: it would go on, and never tell again what it has told.
+        """
         self._log.warning("exabgp-gone", note="routes stay")
+        if self._pipe.exabgp_pid and self._pipe.exabgp_pid == self.process.pid:
+            self.process.kill()
         for name in self.sessions:
             self._peer_lost(name, "ExaBGP ended", keep_s=self.settings.restart_time_s)
 

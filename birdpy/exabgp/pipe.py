@@ -32,6 +32,8 @@ class ApiPipe:
         self._writer: asyncio.StreamWriter | None = None
         self.heard_at = 0.0
         """When the last line came (seconds, the loop's clock)."""
+        self.exabgp_pid = 0
+        """Of the ExaBGP that is served, or was served last; 0: not known."""
         self._log = get_logger("exabgp-pipe")
 
     async def run(self) -> None:
@@ -58,7 +60,7 @@ class ApiPipe:
         loop.add_reader(relay, readable.set)
         try:
             await asyncio.wait_for(readable.wait(), 5)
-            _, fds, _, _ = socket.recv_fds(relay, 16, 2)
+            said, fds, _, _ = socket.recv_fds(relay, 16, 2)
         except (TimeoutError, OSError) as why:
             self._log.warning("relay-handed-over-nothing", reason=str(why))
             return None
@@ -68,6 +70,7 @@ class ApiPipe:
             for fd in fds:
                 os.close(fd)
             return None
+        self.exabgp_pid = int(said) if said.isdigit() else 0
         return fds[0], fds[1]
 
     async def _serve(self, from_exabgp: int, to_exabgp: int) -> None:

@@ -96,11 +96,10 @@ class ExabgpProcess:
             self._reload_due.set()
 
     def kill(self) -> None:
-        if self._process is not None:
-            try:
-                self._process.kill()
-            except ProcessLookupError:
-                pass
+        """End it at once, if it has not ended."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)  # Process.kill would reap it, and how it ended be lost
 
     async def run(self) -> None:
         """Start it, and again whenever it ends, with back-off; for ever."""

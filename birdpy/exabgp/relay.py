@@ -2,8 +2,11 @@
 
 Run by ExaBGP as ``python -I relay.py SOCKET``.  The two file descriptors go over a unix socket (SCM_RIGHTS), so birdpy
 reads ExaBGP's events from the very pipe that ExaBGP writes, and nothing is copied.  When birdpy goes, so does this.
+With them goes ExaBGP's process id: should this process die, ExaBGP would start another and go on with a birdpy that has
+missed what was said meanwhile, so birdpy must know whom to end.
 """
 
+import os
 import socket
 import sys
 
@@ -13,7 +16,7 @@ def main(path: str) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as birdpy:
         try:
             birdpy.connect(path)
-            socket.send_fds(birdpy, [b"exabgp"], [0, 1])
+            socket.send_fds(birdpy, [str(os.getppid()).encode()], [0, 1])
             birdpy.recv(1)
         except OSError as why:
             sys.stderr.write(f"birdpy relay: {path}: {why}\n")

@@ -36,6 +36,25 @@ def test_an_exabgp_that_is_killed_twice_is_started_again_and_no_route_goes() -> 
         assert "Deleted 198.51.100.0/24" not in monitor.communicate(timeout=10)[0]
 
 
+def test_an_exabgp_that_lost_its_relay_is_replaced_and_no_route_goes() -> None:
+    """It would keep its sessions, start another relay, and never say again what it has said."""
+    with World(settings={"BIRDPY_EXABGP_SILENCE_S": "3"}) as world:
+        world.objects[R + "bgppeers/tor"] = bgp_peer("172.31.1.1", 64701)
+        world.peers(TOR)
+        world.start()
+        until("session", lambda: world.established("tor") and "198.51.100.0/24" in world.kernel(), 30)
+        monitor = world.node.popen("ip", "monitor", "route", stdout=-1)
+        old = world.pid_of_exabgp()
+        rows = (row.split() for row in world.node.run("ps", "-e", "-o", "pid,ppid").splitlines()[1:])
+        os.kill(next(int(pid) for pid, parent in rows if int(parent) == old), signal.SIGKILL)
+        until("another ExaBGP", lambda: world.pid_of_exabgp() not in {0, old}, 40)
+        until("session again", lambda: world.sessions()["Node_172_31_1_1"]["state"] == "up", 40)
+        world.apply({"/calico/ipam/v2/host/n1/ipv4/block/10.65.9.0-26": {"state": "confirmed"}})
+        until("told", lambda: {"10.65.1.0/26", "10.65.9.0/26"} <= set(world.told("tor")))
+        monitor.terminate()
+        assert "Deleted 198.51.100.0/24" not in monitor.communicate(timeout=10)[0]
+
+
 @contextmanager
 def a_false_exabgp(world: World) -> Iterator[int]:
     """The writing end of what birdpy takes for ExaBGP's events; the world has no peers, so there is no real one."""
