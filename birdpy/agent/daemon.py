@@ -270,7 +270,8 @@ class Daemon:
     def _peer_down(self, name: str, session: Session, reason: str) -> None:
         """A peer that could restart gracefully keeps its routes, unless it or we said goodbye."""
         if session.state != "up":
-            session.last_error = session.last_error or reason
+            if not session.last_error or "notification" in reason:
+                session.note(reason)  # "closing connection" says less than what was said before
             return
         goodbye = "notification" in reason.lower() or "hold" in reason.lower() or "shutting down" in reason.lower()
         keep = 0.0 if goodbye else min(float(session.opened.restart_time_s or 0), self.settings.restart_time_s)
@@ -286,7 +287,8 @@ class Daemon:
             session.since = datetime.now(UTC)
             session.losses += 1
             self.speaker.peer_down(name, self._clock.monotonic(), keep_s, families)
-        session.state, session.fsm, session.last_error = "start", "Idle", reason
+        session.state, session.fsm = "start", "Idle"
+        session.note(reason)
         self._announcer.peer_lost(name)
         self._wake.set()
 

@@ -43,6 +43,11 @@ class Session:
         self.updates_received = self.withdraws_received = 0
         self.updates_sent = self.withdraws_sent = 0
 
+    def note(self, error: str) -> None:
+        """Take it as the last error, unless that says the same and more."""
+        if not self.last_error.startswith(error):
+            self.last_error = error
+
     def may_end(self, now: float) -> bool:
         """True if an End-of-RIB is owed and may go out."""
         if not self.owes_end_of_rib or self.state != "up" or not self.told.in_sync:

@@ -161,7 +161,10 @@ def _notification(neighbor: dict[str, Any]) -> str:
     message = neighbor.get("notification") or neighbor.get("message", {}).get("notification") or {}
     if not isinstance(message, dict):
         return str(message)
-    return f"code {message.get('code')}/{message.get('subcode')} {message.get('message', '')}".strip()
+    which = "sent" if neighbor.get("direction") == "send" else "received"
+    told = str(message.get("message", "")).strip()  # a communication of RFC 9003, or what only a machine can read
+    more = f" ({told})" if told and told.isprintable() and "\ufffd" not in told else ""
+    return in_words(f"notification {which} ({message.get('code')},{message.get('subcode')})") + more
 
 
 def _sent(peer: str, message: dict[str, Any]) -> Event | None:
