@@ -160,14 +160,17 @@ class Agent:
 
     async def _take(self, batch: SyncBatch) -> None:
         graph = self.graph
-        began = time.perf_counter()
+        began, concerned = time.perf_counter(), False
         for number, update in enumerate(batch.updates):
-            self._tell(update)
+            concerned = self._tell(update) or concerned
             if number % _UPDATES_PER_SLICE == _UPDATES_PER_SLICE - 1:
                 await asyncio.sleep(0)
         if not batch.in_sync:
             return
         graph.revision = batch.revision
+        if self._in_sync and not concerned:  # most of what a large cluster writes: every node's status
+            self.dataplane.nothing_new(batch.revision)
+            return
         graph.flush()
         self._log_problems()
         if graph.datastore_ready is not True:
@@ -246,20 +249,21 @@ class Agent:
                 if self.graph.datastore_ready is True:  # else what is there may be half of it
                     self._program_dataplane()
 
-    def _tell(self, update: Update) -> None:
-        """Tell the graph of one key.
+    def _tell(self, update: Update) -> bool:
+        """Tell the graph of one key; False: it has no use for it.
 
         A value that trips over a fault of ours must not stop this agent, and with it every agent of the cluster, again
         and again at every start: it counts as absent, and is named.
         """
         self._tunnel_addresses.on_update(update.key, update.value)
         try:
-            self.graph.on_update(update.key, update.value, update.mod_revision)
+            return self.graph.on_update(update.key, update.value, update.mod_revision)
         except Exception as why:
             self._log.exception("calculation-failed", key=update.key)
             with contextlib.suppress(Exception):
                 self.graph.on_update(update.key, None, update.mod_revision)
             self.graph.report_fault(update.key, f"internal fault: {type(why).__name__}: {why}", update.mod_revision)
+            return True
 
     def _log_problems(self) -> None:
         for key, problem in self.graph.problems.take_changes().items():

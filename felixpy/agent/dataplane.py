@@ -128,6 +128,7 @@ class Dataplane:
         self._interfaces_moved = asyncio.Event()
         self._passed = asyncio.Condition()
         self._wanted_revision = 0
+        self._heard_revision = 0  # the same is wanted at this one
         self._in_sync = False
         self._next_audit = 0.0
 
@@ -140,8 +141,14 @@ class Dataplane:
             self._handover.on_tunnels(delta.tunnels, now)
             self._handover.take(delta, self.routes.fib.wanted, self._leads_away, now)
         self._want_parts(delta)
-        self._wanted_revision = revision
+        self._wanted_revision = self._heard_revision = revision
         self._wake.set()
+
+    def nothing_new(self, revision: int) -> None:
+        """At this revision of the datastore the same is wanted as before."""
+        if self.applied_revision == self._heard_revision:
+            self.applied_revision = revision
+        self._heard_revision = revision
 
     def _want_parts(self, delta: DataplaneDelta) -> None:
         delta.tell_nft(self.nft)
@@ -325,7 +332,7 @@ class Dataplane:
             self._observer.on_pass(time.perf_counter() - began, total)
         # a key that the kernel refused counts also when it was not this pass's turn to try it again
         if self._in_sync and not total.failed and not any(phase.is_failing for phase in self._phases):
-            self.applied_revision = revision
+            self.applied_revision = self._heard_revision if self._wanted_revision == revision else revision
         async with self._passed:
             self._passed.notify_all()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from felixpy.calc.graph import CalcGraph
@@ -23,6 +24,7 @@ from libcalico.model.stored import encode
 from libcalico.runtime.logs import get_logger
 
 MAX_PROBLEMS = 1000
+MAX_FAILURES = 100  # each is a line; a store takes 1.5 MB at most, and every one of them comes again with each change
 
 
 def node_key(node: str) -> str:
@@ -101,7 +103,7 @@ class StatusReporter:
                 {"key": key, "object": p.object, "reason": p.reason, "modRevision": p.mod_revision, "closed": p.closed}
                 for key, p in problems[:MAX_PROBLEMS]
             ],
-            "failures": self._failures(),
+            "failures": _first(self._failures()),
         }
 
     async def _write_endpoints(self) -> None:
@@ -150,3 +152,10 @@ class StatusReporter:
         await self._store.put(FelixStatusKey(self._graph.node).path, text, lease=lease)
         await self._store.put(FelixStatusKey(self._graph.node, last_reported=True).path, text)
         self._first = False
+
+
+def _first(failures: dict[str, str]) -> dict[str, str]:
+    """As many as fit, and how many there are."""
+    shown = dict(islice(failures.items(), MAX_FAILURES))
+    left = len(failures) - len(shown)
+    return shown | {"more": f"{left} other failures"} if left else shown

@@ -118,11 +118,11 @@ class CalcGraph:
 
     # --- input ------------------------------------------------------------------------------------------------------
 
-    def on_update(self, path: str, value: bytes | None, mod_revision: int = 0) -> None:
-        """Take the present value of one etcd key; None: absent.  Unknown keys are nobody's business."""
+    def on_update(self, path: str, value: bytes | None, mod_revision: int = 0) -> bool:
+        """Take the present value of one etcd key; None: absent.  False: it is nobody's business here."""
         key = parse_key(path)
         if not isinstance(key, ResourceKey | BlockKey):
-            return
+            return False
         self.problems.discard(path)
         decoded: Any = None
         if value is not None:
@@ -135,6 +135,7 @@ class CalcGraph:
             self._on_block(path, key, decoded)
         else:
             self._on_resource(path, key, decoded, value, mod_revision)
+        return True
 
     def report_fault(self, path: str, reason: str, mod_revision: int) -> None:
         """Name a key that could not even be looked at."""

@@ -74,6 +74,29 @@ def test_a_revision_is_not_called_applied_while_the_kernel_refuses_part_of_it() 
     run_with(work)
 
 
+def test_what_concerns_nobody_here_moves_the_revision_without_a_pass_but_not_past_what_is_refused() -> None:
+    refused = Sysctl(("net", "ipv4", "tcp_ecn"))
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.start_sweep()
+        dataplane.want(DataplaneDelta(), 5)
+        while dataplane.applied_revision != 5:
+            await dataplane.passed()
+        dataplane.nothing_new(6)
+        assert dataplane.applied_revision == 6
+        dataplane.want(DataplaneDelta(sysctls={refused: "no number"}), 7)
+        dataplane.nothing_new(8)
+        await dataplane.passed()
+        assert dataplane.applied_revision == 6
+        dataplane.want(DataplaneDelta(sysctls={refused: "1"}), 9)
+        dataplane.nothing_new(10)
+        while dataplane.applied_revision != 10:
+            assert dataplane.applied_revision == 6
+            await dataplane.passed()
+
+    run_with(work)
+
+
 def test_what_waits_for_its_device_does_not_hold_the_revision_back() -> None:
     key = RouteKey(Prefix.parse("10.65.0.1/32"), MAIN_TABLE, 1024)
     route = Route(key, 3, next_hops=(NextHop(dev="cali-not-there"),), scope=Scope.LINK)

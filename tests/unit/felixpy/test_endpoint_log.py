@@ -44,3 +44,14 @@ def test_each_change_of_an_endpoint_is_said_once() -> None:
         "event": "endpoint-down", "endpoint": "default/web-0", "interface": "cali2", "addresses": ["10.65.1.1"]
     }  # fmt: skip
     assert said(None, 4) == [{"event": "endpoint-removed", "endpoint": "default/web-0", "interface": "cali2"}]
+
+
+def test_the_status_stays_small_whatever_fails() -> None:
+    store, graph = MemoryDatastore(), CalcGraph("node1")
+    failures = {f"route 10.65.{n // 256}.{n % 256}/32": "there is no interface" for n in range(5000)}
+    reporter = StatusReporter(
+        store, LeaseKeeper(store, 30), graph, SystemClock(), applied=lambda: 0, failures=lambda: failures,
+        is_up=lambda _: True, interval_s=1.0,
+    )  # fmt: skip
+    shown = reporter.summary()["failures"]
+    assert (len(shown), shown["more"]) == (101, "4900 other failures")
