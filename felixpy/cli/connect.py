@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from felixpy.cli.defaults import CONFIG_FILE
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 
 # CalicoAPIConfig's fields, and the environment variables that override them
@@ -22,12 +23,15 @@ def settings(file: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The environment, with what the configuration file says where it says nothing.
 
     Raises:
-        ValueError: The file cannot be used; a file that does not exist is no fault.
+        ValueError: The file cannot be used.  That the usual one does not exist is no fault; a file that was named must
+            be there: its user means another datastore than the one that would be found without it.
     """
     found = dict(environ)
     try:
         document: Any = yaml.safe_load(Path(file).read_text())
     except FileNotFoundError:
+        if file != CONFIG_FILE:
+            raise ValueError(f"{file}: No such file or directory") from None
         return found
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as why:
         raise ValueError(f"{file}: {' '.join(str(why).split())}") from None

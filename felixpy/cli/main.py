@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from felixpy.cli.defaults import CONFIG_FILE
+
 EX_FAILURE, EX_USAGE = 1, 2
-_CONFIG_FILE = "/etc/calico/calicoctl.cfg"
 
 
 class Verb(NamedTuple):
@@ -59,12 +60,17 @@ VERBS: dict[str, Verb] = {
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="felixctl", description="The cluster as the datastore has it.")
-    parser.add_argument("-c", "--config", default=_CONFIG_FILE, help=f"connection settings (default {_CONFIG_FILE})")
+    parser.add_argument("-c", "--config", default=CONFIG_FILE, help=f"connection settings (default {CONFIG_FILE})")
+    # of calicoctl, without a meaning here: scripts that give it go on working
+    parser.add_argument("--allow-version-mismatch", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="VERB")
     asked = next((word for word in argv if word in VERBS), "")
     for name, verb in VERBS.items():
         sub = commands.add_parser(name, help=verb.help)
         sub.add_argument("-c", "--config", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.add_argument(
+            "--allow-version-mismatch", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
         if name == asked:
             getattr(_module(verb), verb.arguments)(sub)
     return parser

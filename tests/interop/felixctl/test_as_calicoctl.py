@@ -132,3 +132,13 @@ def test_nothing_is_shown_as_a_table_without_rows_or_an_empty_list(ctl: Ctl) -> 
 
 def test_a_file_that_is_not_there_is_named_once(ctl: Ctl) -> None:
     assert ctl("apply", "-f", "/nonexistent.yaml").stderr == "/nonexistent.yaml: No such file or directory\n"
+
+
+def test_a_configuration_that_was_named_must_be_there(ctl: Ctl) -> None:
+    done = ctl("get", "nodes", "--config", "/nonexistent.cfg")
+    assert (done.returncode, done.stderr) == (1, "/nonexistent.cfg: No such file or directory\n")
+
+
+def test_a_flag_of_calicoctl_that_has_no_meaning_here_is_taken(ctl: Ctl) -> None:
+    for words in (("--allow-version-mismatch", "get", "nodes"), ("get", "nodes", "--allow-version-mismatch")):
+        assert ctl(*words).returncode == 0
