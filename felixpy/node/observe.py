@@ -157,7 +157,8 @@ async def _ask_etcd(settings: EtcdSettings, url: str) -> Endpoint:
     try:
         async with asyncio.timeout(_MOST_SECONDS):
             status = await store.status()
-        took_s = time.monotonic() - started
+            took_s = time.monotonic() - started
+            await store.get(ResourceKey("ClusterInformation", "default").path)  # may this user read what a node must?
         return Endpoint(url, took_s=took_s, cluster=status.cluster_id, ahead_s=await clock_ahead(settings, url))
     except TimeoutError:
         return Endpoint(url, f"no answer within {_MOST_SECONDS:g} s")

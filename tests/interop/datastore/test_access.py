@@ -152,6 +152,21 @@ async def test_a_user_with_a_password_reads_writes_and_watches_what_its_role_all
     await store.close()
 
 
+async def test_the_store_tells_its_state_whatever_the_role_allows(guarded: Member) -> None:
+    root, wrong = {"username": "root", "password": "root"}, {"password": "wrong"}
+    store, administrator = felix(guarded), felix(guarded, **root)
+    revision = await store.put("/calico/a", b"1")
+    mine, theirs = await store.status(), await administrator.status()
+    assert (mine.cluster_id, mine.raft_term) == (theirs.cluster_id, theirs.raft_term)
+    assert mine.revision >= revision
+    await store.close()
+    await administrator.close()
+    nobody = felix(guarded, **wrong)
+    with pytest.raises(Denied):
+        await nobody.status()
+    await nobody.close()
+
+
 async def test_what_the_role_does_not_allow_is_denied(guarded: Member) -> None:
     store = felix(guarded)
     for forbidden in (store.get("/other"), store.put("/other", b""), first_batch(store, "/other/")):

@@ -11,6 +11,7 @@ import pytest
 
 from felixpy.node.observe import clock_ahead
 from libcalico.datastore.etcd import EtcdSettings
+from libcalico.model.keys import RESOURCES
 from libcalico.testing.netns import Namespace
 from tests.etcd_server import EtcdServer
 from tests.interop.datastore.members import Certificates, Member
@@ -125,3 +126,24 @@ async def test_the_clock_of_a_real_etcd_is_read_with_and_without_tls(etcd: EtcdS
         assert shown is not None
         assert abs(shown) < 30
         assert await clock_ahead(EtcdSettings(), member.url) is None  # not trusted: nothing is said
+
+
+def test_an_etcd_user_of_a_node_is_enough_and_one_that_may_read_nothing_is_named(world: World) -> None:
+    ctl = world.etcdctl
+    ctl("put", f"{RESOURCES}nodes/n1", '{"spec":{"bgp":{"ipv4Address":"192.0.2.1/24"}}}')
+    ctl("user", "add", "root:root")
+    ctl("user", "grant-role", "root", "root")
+    ctl("role", "add", "node")
+    ctl("role", "grant-permission", "node", "read", "/calico/", "--prefix=true")
+    for user in ("felix", "stranger"):
+        ctl("user", "add", f"{user}:secret")
+    ctl("user", "grant-role", "felix", "node")
+    ctl("auth", "enable")
+    secret = {"ETCD_PASSWORD": "secret"}
+    _, found = checks(world, ETCD_USERNAME="felix", **secret)
+    assert found[f"etcd {ETCD}"]["verdict"] == "OK"
+    assert found["node n1"]["verdict"] == "OK"
+    _, found = checks(world, ETCD_USERNAME="stranger", **secret)
+    assert (found[f"etcd {ETCD}"]["verdict"], found[f"etcd {ETCD}"]["found"]) == (
+        "FAIL", "etcdserver: permission denied",
+    )  # fmt: skip
