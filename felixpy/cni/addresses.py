@@ -58,7 +58,7 @@ class Addresses:
             addr = Addr.parse(text)
         except ValueError:
             raise CniError(BAD_ENVIRONMENT, f"CNI_ARGS: IP={text} is no address") from None
-        await self._ipam.assign_ip(addr, request.handle, self._attributes())
+        await self._ipam.assign_ip(addr, request.handle, self._attributes(), use="Workload")
         return InterfaceAddr(addr, addr.family.bits)
 
     async def _automatic(self, family: Family, pools: list[Prefix], request: Request) -> InterfaceAddr:
@@ -111,11 +111,10 @@ class Addresses:
         for family in (IPV4, IPV6):
             page = await self._store.list(f"{IPAM}assignment/ipv{family.value}/block/")
             for row in page.items:
-                for attribute in json.loads(row.value).get("attributes") or ():
-                    handle = (attribute.get("handle_id") or "").split("\r")[0]
+                for handle, node in _owners(row.value):
                     container = handle.removeprefix(prefix)
                     is_ours = handle.startswith(prefix) and "." not in container and container not in valid
-                    if is_ours and (attribute.get("secondary") or {}).get("node") == self._node:
+                    if is_ours and node == self._node:
                         stale.add(handle)
         return sum([await self.release(handle) for handle in sorted(stale)])
 
@@ -135,6 +134,18 @@ class Addresses:
             finally:
                 if fd is not None:
                     os.close(fd)
+
+
+def _owners(block: bytes) -> list[tuple[str, str]]:
+    """(handle, node) of the addresses of a block; of one that cannot be read nothing is known."""
+    try:
+        attributes = json.loads(block).get("attributes") or ()
+        return [
+            ((found.get("handle_id") or "").split("\r")[0], (found.get("secondary") or {}).get("node") or "")
+            for found in attributes
+        ]
+    except (ValueError, AttributeError, TypeError):
+        return []
 
 
 def _open_lock(path: Path) -> int | None:

@@ -30,9 +30,9 @@ class Endpoint:
         self.row = row
         try:
             self.value: dict[str, Any] = json.loads(row.value)
-            self.spec: dict[str, Any] = self.value["spec"]
+            self.spec: dict[str, Any] = self.value.get("spec") or {}  # null counts as absent, as in Go
             self.profiles = [str(name) for name in self.spec.get("profiles") or ()]
-        except (ValueError, KeyError, TypeError) as why:
+        except (ValueError, AttributeError, TypeError) as why:
             raise CniError(FAILED, f"{row.key}: this endpoint cannot be read", str(why)) from None
 
     @property

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from libcalico.kernel.pod_link import PodLink, host_links, remove_host_link
 
-MAKE, REMOVE, LOOK, LINKS, REMOVE_HOST = "make", "remove", "look", "links", "remove-host"
+MAKE, REMOVE, LOOK, LINKS, REMOVE_HOST, EXISTS = "make", "remove", "look", "links", "remove-host", "exists"
 
 
 def perform(task: dict[str, str]) -> str:
     """Do a task and return what is to be known of it.
 
-    ``make`` returns the container's MAC address; ``look`` a line per fault; ``links`` NAME ALIAS lines.
+    ``make`` returns the container's MAC address; ``look`` a line per fault; ``links`` NAME ALIAS lines; ``exists`` a 1
+    when both ends of the link are there.
 
     Raises:
         KernelError: It could not be done.
@@ -33,6 +34,8 @@ def perform(task: dict[str, str]) -> str:
     )  # fmt: skip
     if what == MAKE:
         return link.make()
+    if what == EXISTS:
+        return "1" if link.exists() else ""
     if what == LOOK:
         return "\n".join(link.problems(task.get("mac", "")))
     link.remove()

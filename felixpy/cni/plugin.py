@@ -131,6 +131,9 @@ class Plugin:
             self._endpoints.check_ready(), self._endpoints.of_container(request),
             self._endpoints.missing_profile(profile),
         )  # fmt: skip
+        if known is not None and await self._is_left(request, known):
+            await self._delete(request)
+            known = None
         if known is not None:
             result, key, revision = await self._join(request, known, missing)
         else:
@@ -145,6 +148,15 @@ class Plugin:
             # in vain: the pod starts, closed until its policy comes
             await self._wait(request, key, revision, min(wait_s, _LONGEST_WAIT_S))
         return result
+
+    async def _is_left(self, request: Request, known: Endpoint) -> bool:
+        """The endpoint is of a former life: the host was rebooted, and no DEL came before.
+
+        Runtimes then ask for the same container again; joining it to what is gone would leave it without an interface.
+        """
+        if known.ifname != request.ifname:
+            return False  # one more network of a container that has its interface
+        return not await self._task({**_link(request), "task": hands.EXISTS})
 
     async def _add_addresses(self, request: Request) -> Result:
         if request.ipam_type == OWN_IPAM:

@@ -19,7 +19,7 @@ from libcalico.datastore.api import Datastore, Delete, KeyValue, Op, Put
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import Block, BlockError, InvalidBlock
 from libcalico.ipam.blockstore import TRIES, BlockStore, IpamError, Rows, block_keys, read_block
-from libcalico.ipam.pools import MOST_BLOCK_BITS, Pool, Reservations
+from libcalico.ipam.pools import DEFAULT_USES, MOST_BLOCK_BITS, Pool, Reservations
 from libcalico.ipam.view import affinities, read_view
 from libcalico.model.keys import IPAM, BlockAffinityKey, BlockKey, HandleKey, undashed
 from libcalico.model.stored import encode
@@ -99,12 +99,17 @@ class IpamClient(BlockStore):
             raise IpamError(f"node {self._host}: {'; '.join(reasons)}")
         return got
 
-    async def assign_ip(self, addr: Addr, handle: str, attributes: Mapping[str, str]) -> Prefix:
-        """Take one given address and return its block; raises AlreadyAssigned."""
+    async def assign_ip(self, addr: Addr, handle: str, attributes: Mapping[str, str], *, use: str = "") -> Prefix:
+        """Take one given address and return its block; raises AlreadyAssigned.
+
+        ``use``: the pool must be for it (``allowedUses``); empty: whatever it is for.
+        """
         view = await read_view(self._store, self._host, addr.family)
         pool = next((pool for pool in view.pools if pool.prefix.contains(addr)), None)
         if pool is None:
-            raise IpamError(f"{addr}: not in a configured pool")
+            raise IpamError("; ".join([f"{addr}: not in a configured pool", *view.passed_over]))
+        if use and use not in (uses := pool.spec.allowed_uses or DEFAULT_USES):
+            raise IpamError(f"{addr}: pool {pool.name} is for {', '.join(uses)}, not for {use}")
         prefix = Prefix.of(addr, pool.block_length)
         strict = view.settings.strict_affinity
         if not await self._store.get(BlockKey(prefix).path):

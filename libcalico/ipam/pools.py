@@ -13,6 +13,7 @@ from libcalico.model.resources import IPPoolSpec
 from libcalico.net import IPV4, Addr, Family, Prefix
 from libcalico.selector import parse_selector
 
+DEFAULT_USES = ("Workload", "Tunnel")  # of a pool that names none
 MOST_BLOCK_BITS = 12  # a block has at most 4096 addresses: Calico takes blockSize 20 to 32, or 116 to 128
 
 
@@ -54,7 +55,7 @@ def choose_pools(
         mine = [pool for prefix in wanted for pool in mine if pool.prefix == prefix]
     else:
         mine = [pool for pool in mine if is_for(pool.spec, labels)]
-    return [pool for pool in mine if use in (pool.spec.allowed_uses or ["Workload", "Tunnel"])]
+    return [pool for pool in mine if use in (pool.spec.allowed_uses or DEFAULT_USES)]
 
 
 def reserved_test(reservations: Iterable[Prefix]) -> Reservations:

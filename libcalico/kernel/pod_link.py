@@ -191,6 +191,14 @@ class PodLink:
             if left is not None and self.owner and left.alias == self.owner:
                 host.delete(left.index)
 
+    def exists(self) -> bool:
+        """Whether both ends are there.  Raises NoNamespace."""
+        with _Namespace(self.netns) as target, Rtnl() as host:
+            if host.link(self.outer) is None:
+                return False
+            with _Visit(target), Rtnl() as inside:
+                return inside.link(self.inner) is not None
+
     def problems(self, mac: str) -> list[str]:
         """What is not as :meth:`make` leaves it; one line each.  Raises NoNamespace."""
         found: list[str] = []

@@ -43,6 +43,49 @@ def test_del_is_content_with_what_is_gone(served: Node, gone: str) -> None:
     served.run("DEL", served.conf(), "c1", netns)
 
 
+def test_a_container_that_the_runtime_starts_again_after_a_reboot_gets_its_interface(served: Node) -> None:
+    conf = served.conf()
+    served.run("ADD", conf, "c1", served.pod("a"))
+    served.run("ADD", served.conf(name="other"), "c1", "/run/netns/a", "eth1")
+    served.drop_pod("a")  # the kernel forgets; the datastore does not, and no DEL has come
+    result = served.run("ADD", conf, "c1", served.pod("a"))
+    address = result["ips"][0]["address"].partition("/")[0]
+    served.shell("a", f"ip -4 address show dev eth0 | grep -q {address}")
+    assert len(served.assigned()) == 1
+    joined = served.run("ADD", served.conf(name="other"), "c1", "/run/netns/a", "eth1")
+    assert joined["ips"] == result["ips"]
+    (wep,) = served.endpoints().values()
+    assert wep["spec"]["profiles"] == ["net", "other"]
+    assert served.run("ADD", conf, "c1", "/run/netns/a")["ips"] == result["ips"], "one that is there is left alone"
+    served.run("DEL", conf, "c1", "/run/netns/a")
+
+
+def test_what_somebody_has_broken_by_hand_stops_neither_gc_nor_del(served: Node) -> None:
+    conf = served.conf()
+    for number in (1, 2):
+        served.run("ADD", conf, f"c{number}", served.pod(f"p{number}"))
+    (first, second) = served.endpoints()
+    served.ctl("put", "--", f"{R}workloadendpoints/default/{second}", '{"spec":null}')
+    with pytest.raises(Failed) as why:
+        served.run("CHECK", {**conf, "prevResult": {"ips": []}}, "c2", "/run/netns/p2")
+    assert "has no endpoint in the datastore" in why.value.value["msg"]
+    (block,) = served.keys("/calico/ipam/v2/assignment/")
+    served.ctl("put", "--", block.replace("64-26", "128-26"), "{")
+    served.run("GC", served.conf(**{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}))
+    assert {text.partition("@")[0] for text in served.handles()} == {"net.c1"}
+    served.ctl("del", block.replace("64-26", "128-26"))
+    assert first in served.endpoints()
+    for number in (1, 2):
+        served.run("DEL", conf, f"c{number}", f"/run/netns/p{number}")
+
+
+def test_an_address_of_a_pool_for_tunnels_is_refused_to_a_container(served: Node) -> None:
+    served.put("ippools/tunnels", {"cidr": "10.70.0.0/24", "allowedUses": ["Tunnel"]})
+    with pytest.raises(Failed) as why:
+        served.run("ADD", served.conf(), "c1", served.pod("a"), args="IP=10.70.0.3")
+    assert "10.70.0.3: pool tunnels is for Tunnel, not for Workload" in why.value.value["details"]
+
+
 def test_an_address_may_be_asked_for_and_is_refused_when_it_is_taken(served: Node) -> None:
     conf = served.conf()
     result = served.run("ADD", conf, "c1", served.pod("a"), args="IgnoreUnknown=1;IP=10.65.7.9")
