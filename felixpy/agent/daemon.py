@@ -67,6 +67,7 @@ class Agent:
         self.graph = CalcGraph(self.node, environ, felix_cfg=self._felix_cfg())
         self._renderer = Renderer(self.graph)
         self._renderer.may_log_denials = False  # until the kernel has been asked
+        self._locked = False
         self._mailbox = Mailbox()
         self._syncer = Syncer(store, self._mailbox, on_outage=program.outage)
         self._keeper = LeaseKeeper(store, settings.lease_ttl_s)
@@ -173,9 +174,7 @@ class Agent:
             return
         graph.flush()
         self._log_problems()
-        if graph.datastore_ready is not True:
-            self._log.warning("datastore-not-ready", hint="ClusterInformation default must say datastoreReady: true")
-            self._program.status(_NOT_READY)
+        if not self._may_act():
             return
         if not self._in_sync:
             self.graph.on_interfaces(await self._interfaces() or {})
@@ -264,6 +263,18 @@ class Agent:
                 self.graph.on_update(update.key, None, update.mod_revision)
             self.graph.report_fault(update.key, f"internal fault: {type(why).__name__}: {why}", update.mod_revision)
             return True
+
+    def _may_act(self) -> bool:
+        """Is the datastore there to be acted upon?  Told when it changes: a lock may last, and heartbeats go on."""
+        locked = self.graph.datastore_ready is not True
+        if locked:
+            self._program.status(_NOT_READY)
+        if locked and not self._locked:
+            self._log.warning("datastore-not-ready", hint="ClusterInformation default must say datastoreReady: true")
+        elif self._locked and not locked:
+            self._log.info("datastore-ready", rev=self.graph.revision)
+        self._locked = locked
+        return not locked
 
     def _log_problems(self) -> None:
         for key, problem in self.graph.problems.take_changes().items():

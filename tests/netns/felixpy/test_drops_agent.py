@@ -149,3 +149,18 @@ def test_it_can_be_followed_and_switched_off_and_on_again(world: World) -> None:
     world.deny_log("1/minute")
     world.ping()
     world.until("a new one", lambda: len(world.ctl("drops", "-o", "json").stdout.splitlines()) > before + 1)
+
+
+def test_a_locked_datastore_is_told_once_however_much_is_written_and_so_is_its_end(world: World) -> None:
+    def told(event: str) -> int:
+        return (world.folder / "log").read_text().count(f'"event":"{event}"')
+
+    before = told("datastore-ready")
+    world.put("clusterinformations/default", {"datastoreReady": False})
+    world.until("the lock is told", lambda: told("datastore-not-ready") > 0)
+    locked = told("datastore-not-ready")
+    for number in range(3):
+        world.put("globalnetworksets/news", {"nets": [f"198.51.100.{number}"]})
+    world.put("clusterinformations/default", {"datastoreReady": True})
+    world.until("its end is told", lambda: told("datastore-ready") > before)
+    assert told("datastore-not-ready") == locked
