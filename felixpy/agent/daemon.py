@@ -169,7 +169,8 @@ class Agent:
         if not batch.in_sync:
             return
         graph.revision = batch.revision
-        if self._in_sync and not concerned:  # most of what a large cluster writes: every node's status
+        # most of what a large cluster writes is every node's status; a locked store may hold back what is not that
+        if self._in_sync and not concerned and graph.datastore_ready is True:
             self.dataplane.nothing_new(batch.revision)
             return
         graph.flush()

@@ -69,9 +69,12 @@ def test_nothing_is_taken_over_while_the_datastore_is_not_ready_also_if_interfac
     world.node.run("ip", "address", "add", "198.51.100.7/32", "dev", "new0")
     world.node.run("ip", "link", "set", "new0", "up")
     world.until("the address to be seen", lambda: "new0" in str(ask(world, "host-endpoints")))
+    held_back = ask(world, "status")["revision"]
+    tell(world, "put", "/calico/felix/v2/no-region/host/n9/workload/x", '{"status": "up"}')  # concerns nobody here
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
         assert POD in world.node.run("ip", "route")
+        assert ask(world, "status")["appliedRevision"] < held_back
         assert "datastoreReady" in ask(world, "status")["status"]
     world.put("hostendpoints/sign", {"node": "n2", "expectedIPs": ["198.51.100.7"]})
     world.put("clusterinformations/default", {"datastoreReady": True})
