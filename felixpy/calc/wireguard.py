@@ -49,7 +49,8 @@ class WireGuard:
     Reads:    nodes with their public keys, the owner of each prefix, settings.
     Writes:   ``devices[name]``, ``peers[device, key]``, ``rules[rule]``, and the routes of their tables.
     Missing:  a node without key or address, and nodes that claim one key: packets to them go as they would without
-              WireGuard (a throw route sends the lookup on).
+              WireGuard (a throw route sends the lookup on).  So do all while our own key is not published: nobody
+              would take what we encrypt.  (Felix routes at once, and loses what it sends until its key is known.)
     Cost:     O(what the change touches); a change of settings is O(prefixes).
 
     Source: felix/wireguard/wireguard.go.
@@ -111,6 +112,8 @@ class WireGuard:
                 self._claimants.add((family, after), name)
                 self._touched.update(dict.fromkeys(self._claimants.of((family, after))))
         self._touched[name] = None
+        if name == self._node and any(bool(_key(old, f)) != bool(_key(nets, f)) for f in _FAMILIES):
+            self._touched.update(dict.fromkeys([*self._nodes, *self._of_node]))
 
     def on_owner(self, prefix: Prefix, node: str | None) -> None:
         """The node that a prefix is on; None: nobody says."""
@@ -172,7 +175,7 @@ class WireGuard:
 
     def _peer(self, name: str, family: Family, prefixes: list[Prefix]) -> WireguardPeer | None:
         settings, nets = self._settings[family], self._nodes.get(name)
-        if not settings.enabled or nets is None or name == self._node:
+        if not settings.enabled or nets is None or name == self._node or not _key(self._nodes.get(self._node), family):
             return None
         key, address = _key(nets, family), nets.address(family)
         if not key or address is None or len(self._claimants.of((family, key))) != 1:

@@ -19,6 +19,7 @@ from felixpy.agent.handover import Handover
 from felixpy.calc.graph import CalcGraph
 from felixpy.render.renderer import Renderer
 from libcalico.clock import SystemClock
+from libcalico.dataplane.routes import RouteProtocol
 from libcalico.model.keys import BlockKey
 from libcalico.net import Prefix
 from libcalico.testing.netns import Namespace, enter, link
@@ -93,6 +94,8 @@ class OverlayNode:
 
     def _hand_over(self) -> None:
         self.graph.flush()
+        wireguard = self.graph.routing.wireguard
+        self.dataplane.own(wireguard.tables, wireguard.names, RouteProtocol.BOOT, remove_external=False)
         self.dataplane.want(self.renderer.render(), self.graph.revision)
 
     def do(self, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float = 15) -> T:
