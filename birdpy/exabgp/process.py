@@ -26,7 +26,8 @@ _END_S = 2.0
 _RELOAD_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _RELOADS = "performing reload of exabgp"
 _NOISE = re.compile(
-    r"route (added|removed)|statistics|connection to .* closed|environment file missing|exabgp env >|^welcome "
+    r"route (added|removed)|statistics|connection to .* closed|closing connection|lost TCP session"
+    r"|environment file missing|exabgp env >|^welcome "
     r"|SIGUSR1 received|scheduling reload|performing reload|loaded new configuration|connected to peer"
 )
 
@@ -121,7 +122,7 @@ class ExabgpProcess:
     async def _run_once(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "exabgp", "server", str(self._config),
+            sys.executable, "-m", "birdpy.exabgp.launch", "server", str(self._config),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=self._environment, cwd=self._run_dir, start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
