@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from confd.context.store import BgpStore
-from confd.context.values import NotUsable, is_dotted_quad, parse_as_number
+from confd.context.values import NotUsable, check_end, is_dotted_quad, parse_as_number
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import BGPConfigurationSpec, NodeSpec, Resource
 from libcalico.net import IPV4, IPV6, Family, InterfaceAddr
@@ -74,7 +74,10 @@ class Cluster:
 
     def _number(self, value: int | str | None, owner: str) -> int | None:
         try:
-            return parse_as_number(value)
+            number = parse_as_number(value)
+            if number == 0:
+                raise NotUsable("0 is nobody's number (RFC 7607)")
+            return number
         except NotUsable as why:
             self.problems[owner] = f"{owner}: spec.asNumber: {why}"
             return None
@@ -93,6 +96,7 @@ class Cluster:
                 address = InterfaceAddr.parse(text)
                 if address.addr.family is not family:
                     raise ValueError(f"{text!r} is of the other family")
+                check_end(address.addr)
                 addresses[family] = address
             except ValueError as why:
                 self.problems[key.path] = f"{key}: spec.bgp: {why}"

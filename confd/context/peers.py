@@ -10,7 +10,7 @@ from typing import Any
 
 from confd.context.filters import FilterReader
 from confd.context.nodes import DEFAULT_PORT, Cluster, NodeView
-from confd.context.values import NotUsable, address_and_port, parse_as_number, parse_duration, underscored
+from confd.context.values import NotUsable, address_and_port, check_end, parse_as_number, parse_duration, underscored
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import BGPPeerSpec, ProfileSpec, WorkloadEndpointSpec
 from libcalico.model.speaker import Peer
@@ -20,7 +20,6 @@ from libcalico.selector import SelectorError, parse_selector
 SecretRef = tuple[str, str]  # name, key
 _HOLD_TIME_S = 240  # BIRD's default
 FAMILIES = "felixpy.io/address-families"
-_NO_PEERS = tuple(map(Prefix.parse, ("0.0.0.0/8", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8")))
 _LEAST_HOLD_TIME_S, _MOST_HOLD_TIME_S = 3, 65535
 
 
@@ -148,8 +147,7 @@ class PeerBuilder:
 
     def _with_address(self, key: ResourceKey, spec: BGPPeerSpec) -> list[tuple[Peer, str]]:
         address, port = address_and_port(spec.peer_ip)
-        if any(net.contains(address) for net in _NO_PEERS):
-            raise NotUsable(f"spec.peerIP: {address} can be no peer: link-local, multicast or no host's address")
+        check_end(address)
         number = parse_as_number(spec.as_number)
         if not number:
             raise NotUsable("spec.asNumber: is missing")
@@ -261,10 +259,19 @@ class PeerBuilder:
 
     def _met_at(self, workload: Addr) -> str:
         """Where local workloads connect to: the address that BGPConfiguration gives for it, or the node's own."""
-        default = self._cluster.default
+        default, name = self._cluster.default, f"localWorkloadPeeringIPV{workload.family.value}"
         given = default.local_workload_peering_ipv4 if workload.family is IPV4 else default.local_workload_peering_ipv6
+        try:
+            if given:
+                address = Addr.parse(given)
+                check_end(address)
+                if address.family is not workload.family:
+                    raise NotUsable(f"{given} is of the other family")
+                return str(address)
+        except ValueError as why:
+            self.problems[f"default {name}"] = f"BGPConfiguration(default): spec.{name}: {why}; the node's own holds"
         mine = self._me.addresses.get(workload.family)
-        return given or (str(mine.addr) if mine is not None else "")
+        return str(mine.addr) if mine is not None else ""
 
     def _labels_of(self, key: ResourceKey, own: dict[str, str], spec: WorkloadEndpointSpec) -> dict[str, str]:
         """Its own labels, and those that its profiles lend."""

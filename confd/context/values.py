@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
-from libcalico.net import IPV4, Addr
+from libcalico.net import IPV4, Addr, Prefix
 
 _DURATION = re.compile(r"([0-9.]+)(ms|s|m|h)")
 _INTERFACE_PATTERN = re.compile(r"[^\s/\"\x00-\x1f]{1,64}\Z")
 MOST_PRIORITY = 2147483647
 """LOCAL_PREF is this minus the kernel metric."""
 NORMAL_PRIORITY = 1024
+_NO_HOSTS = tuple(map(Prefix.parse, ("0.0.0.0/8", "224.0.0.0/3", "::/128", "fe80::/10", "ff00::/8")))
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -50,6 +51,12 @@ def is_community(text: str) -> bool:
     if len(parts) not in {2, 3} or not all(part.isascii() and part.isdigit() and len(part) <= 10 for part in parts):
         return False
     return all(int(part) < (1 << 16 if len(parts) == 2 else 1 << 32) for part in parts)
+
+
+def check_end(addr: Addr) -> None:
+    """Whether it can be an end of a session.  Raises NotUsable."""
+    if any(net.contains(addr) for net in _NO_HOSTS):
+        raise NotUsable(f"{addr} can be no end of a session: link-local, multicast or no host's address")
 
 
 def is_interface_pattern(text: str) -> bool:

@@ -134,6 +134,20 @@ def filtered(**rule: Any) -> dict[str, Any]:
     return {R + "bgpfilters/odd": {"spec": {"exportV4": [rule]}}, **peer_with(filters=["odd"])}
 
 
+def workload_met_at(**conf: str) -> dict[str, Any]:
+    endpoint = {"node": "n1", "orchestrator": "k8s", "pod": "p", "endpoint": "eth0", "interfaceName": "cali1",
+                "ipNetworks": ["10.65.1.5/32"]}  # fmt: skip
+    return {
+        R + "workloadendpoints/default/n1-k8s-p-eth0": {"spec": endpoint},
+        R + "bgppeers/workloads": {"spec": {"localWorkloadSelector": "all()", "asNumber": 64999}},
+        **settings(**conf),
+    }
+
+
+def another(**bgp: Any) -> dict[str, Any]:
+    return {R + "nodes/n4": {"spec": {"bgp": bgp}}}
+
+
 ODD = {  # what is wrong: (objects, a word of the problem that is told)
     "a link-local peer": (peer_with(peerIP="fe80::1"), "link-local"),
     "a multicast peer": (peer_with(peerIP="224.0.0.5"), "multicast"),
@@ -146,6 +160,11 @@ ODD = {  # what is wrong: (objects, a word of the problem that is told)
     "a priority of 32 bits": (settings(ipv6NormalRoutePriority=1 << 31), "ipv6NormalRoutePriority"),
     "an empty window": (
         filtered(action="Accept", cidr="10.0.0.0/8", matchOperator="In", prefixLength={"max": 4}), "prefixLength"),
+    "a prefix to meet them at": (workload_met_at(localWorkloadPeeringIPV4="169.254.1.1/32"), "node's own holds"),
+    "words to meet them at": (workload_met_at(localWorkloadPeeringIPV4="x y"), "localWorkloadPeeringIPV4"),
+    "the other family": (workload_met_at(localWorkloadPeeringIPV4="fd00::1"), "other family"),
+    "a link-local node": (another(ipv6Address="fe80::2/64"), "link-local"),
+    "a node of AS 0": (another(ipv4Address="10.0.0.99/24", asNumber=0), "RFC 7607"),
     "quotes in a filter": (filtered(action="Accept", interface='a"b'), "interface"),
 }  # fmt: skip
 
