@@ -55,7 +55,10 @@ class NodeStatusReporter:
         while True:
             self._news.clear()
             for key in [k for k, due in self._due.items() if due <= loop.time()]:
-                classes, period_s = self._wanted[key]
+                wanted = self._wanted.get(key)
+                if wanted is None:
+                    continue  # deleted while another was answered
+                classes, period_s = wanted
                 self._due[key] = loop.time() + period_s
                 try:
                     await self._answer(key, classes)
@@ -82,6 +85,8 @@ class NodeStatusReporter:
         found = await self._store.get(key)
         if found is None:
             return
+        if _wanted(found.value, self._node) is None:
+            return  # another has been put there meanwhile, or nonsense
         value = json.loads(found.value)
         value["status"] = node_status(classes, status, protocols, routes, now)
         put = Put(key, encode(value), found.lease)
