@@ -122,7 +122,7 @@ class ExabgpProcess:
     async def _run_once(self) -> None:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "birdpy.exabgp.launch", "server", str(self._config),
+            sys.executable, "-m", "birdpy.exabgp", "server", str(self._config),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             env=self._environment, cwd=self._run_dir, start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip

@@ -232,7 +232,7 @@ def test_a_new_peer_comes_up_and_goes_and_no_other_session_is_touched(lab: Lab) 
 KILLS = {
     "felixpy": ("node1", r"bin/felixpy$"),
     "birdpy": ("node1", r"bin/birdpy$"),
-    "exabgp": ("node1", r"-m birdpy.exabgp.launch server"),
+    "exabgp": ("node1", r"-m birdpy.exabgp server"),
     "confd": ("node1", r"bin/confd$"),
 }
 

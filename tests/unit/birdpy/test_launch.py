@@ -6,7 +6,7 @@ import time
 
 from exabgp.reactor import delay, peer
 
-from birdpy.exabgp.launch import MOST_S, shorten
+from birdpy.exabgp.__main__ import MOST_S, shorten
 
 
 def test_exabgp_never_waits_long_before_it_connects_again() -> None:

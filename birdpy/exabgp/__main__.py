@@ -1,4 +1,4 @@
-"""Start ExaBGP with shorter pauses between its attempts to connect: ``python -m birdpy.exabgp.launch server FILE``.
+"""Start ExaBGP with shorter pauses between its attempts to connect: ``python -m birdpy.exabgp server FILE``.
 
 ExaBGP 5.0 waits longer by a fifth after each attempt, up to 60 s, and has no setting for it (reactor/delay.py).  A
 router or node that comes back after some minutes, and waits for us to connect, as half of a mesh does, would be without
