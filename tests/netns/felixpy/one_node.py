@@ -54,6 +54,8 @@ class Net:
     def __init__(self) -> None:
         self.node, self.client, self.server, self.pod = (Namespace(n) for n in ("node", "client", "server", "pod"))
         self.all = (self.node, self.client, self.server, self.pod)
+        for ns in self.all:  # or nobody could speak IPv6 in the first second
+            ns.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         link(self.node, "eth0", self.client, "up0")
         link(self.node, "eth1", self.server, "up0")
         link(self.node, "cali1", self.pod, "eth0")
