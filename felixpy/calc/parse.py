@@ -256,7 +256,11 @@ def _parse_icmp(icmp: Icmp | None, protocol: int | None, place: str) -> tuple[in
 
 
 def _rule_family(rule: Rule, protocol: int | None, sides: Iterable[Match], place: str) -> Family | None:
-    """The one family that the rule is for, or None for both."""
+    """The one family that the rule is for, or None for both.
+
+    Nets of one family alone make it a rule for that family, also those that are excepted: ``notNets: [10.0.0.0/8]``
+    says nothing of IPv6 (felix/rules/policy.go, FilterRuleToIPVersion).
+    """
     wanted: set[Family] = set()
     if rule.ip_version is not None:
         if rule.ip_version not in {4, 6}:
@@ -265,9 +269,10 @@ def _rule_family(rule: Rule, protocol: int | None, sides: Iterable[Match], place
     if protocol in {ICMP, ICMPV6}:
         wanted.add(IPV4 if protocol == ICMP else IPV6)
     for side in sides:
-        families = {net.family for net in side.nets or ()}
-        if len(families) == 1:
-            wanted |= families
+        for nets in (side.nets or (), side.not_nets):
+            families = {net.family for net in nets}
+            if len(families) == 1:
+                wanted |= families
     if len(wanted) > 1:
         raise InvalidPolicy(f"{place}: it is for IPv4 and for IPv6 at once")
     return next(iter(wanted), None)

@@ -259,8 +259,11 @@ class World:
     ) -> bool:
         if side.get("nets") and not any(address in ipaddress.ip_network(n, strict=False) for n in side["nets"]):
             return False
-        if any(address in ipaddress.ip_network(n, strict=False) for n in side.get("notNets") or []):
+        excepted = [ipaddress.ip_network(n, strict=False) for n in side.get("notNets") or []]
+        if any(address in net for net in excepted):
             return False
+        if excepted and all(net.version != address.version for net in excepted):
+            return False  # the rule is not for this family
         chosen = [i for i in self.items if self._entity(side, namespace, i)]
         asks = any(side.get(f) for f in ("selector", "namespaceSelector", "serviceAccounts")) or (
             namespace and side.get("notSelector")

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from felixpy.calc.graph import CalcGraph
+from felixpy.calc.parse import parse_rule
 from felixpy.calc.types import HostEndpointId
+from libcalico.model.resources import EntityRule, Rule
+from libcalico.net import IPV4, IPV6, Family
 
 R = "/calico/resources/v3/projectcalico.org/"
 WORKLOAD = {
@@ -75,3 +78,17 @@ def test_policies_of_one_order_stand_as_with_felix_by_name_and_namespace_and_kin
                  "globalnetworkpolicies/web1", "networkpolicies/red/web"):  # fmt: skip
         node.put(path, {"selector": "all()"})
     assert node.policies()["workload"] == ["web-deny", "web.b", "web", "web", "web1"]
+
+
+@pytest.mark.parametrize(
+    ("nets", "families"),
+    [
+        (["10.0.0.0/8"], {IPV4}), (["fd00::/8"], {IPV6}), (["10.0.0.0/8", "fd00::/8"], {IPV4, IPV6}), ([], {IPV4, IPV6})
+    ],
+)  # fmt: skip
+def test_a_rule_that_excepts_nets_of_one_family_says_nothing_of_the_other(
+    nets: list[str], families: set[Family]
+) -> None:
+    for side in ("source", "destination"):
+        rule = parse_rule(Rule("Allow", **{side: EntityRule(not_nets=nets)}), "", "spec.ingress[0]")
+        assert ({rule.family} if rule.family else {IPV4, IPV6}) == families
