@@ -33,6 +33,7 @@ from felixpy.calc.parse import (
     InvalidPolicy,
     closed_host_endpoint,
     closed_policy,
+    not_looked_at,
     parse_host_endpoint,
     parse_net_set,
     parse_policy,
@@ -198,6 +199,8 @@ class CalcGraph:
         if decoded is not None:
             try:
                 policy = parse_policy(key, decoded)
+                if reason := not_looked_at(decoded.spec):
+                    self._report(path, key, reason, mod_revision)
             except InvalidPolicy as why:
                 policy = self._close(path, key, raw, str(why), mod_revision)
         elif raw is not None:

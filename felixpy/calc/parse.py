@@ -342,6 +342,18 @@ def parse_policy(key: ResourceKey, resource: Resource[PolicySpec]) -> ParsedPoli
     )
 
 
+def not_looked_at(spec: PolicySpec) -> str:
+    """What of a policy has no effect here, as a line for its author; empty: nothing.
+
+    As with a Felix without Dikastes, a rule's ``http`` narrows nothing: what the rest of the rule says holds.
+    """
+    for direction, rules in (("ingress", spec.ingress), ("egress", spec.egress)):
+        for number, rule in enumerate(rules or ()):
+            if rule.http:
+                return f"spec.{direction}[{number}].http: is not looked at, the rule is for every request"
+    return ""
+
+
 def _policy_id(key: ResourceKey, tier: str) -> PolicyId:
     return PolicyId(stored_name(key.name, tier or DEFAULT_TIER), key.namespace, key.kind)
 

@@ -92,3 +92,14 @@ def test_a_rule_that_excepts_nets_of_one_family_says_nothing_of_the_other(
     for side in ("source", "destination"):
         rule = parse_rule(Rule("Allow", **{side: EntityRule(not_nets=nets)}), "", "spec.ingress[0]")
         assert ({rule.family} if rule.family else {IPV4, IPV6}) == families
+
+
+def test_a_rule_by_http_is_in_force_without_that_and_its_author_is_told() -> None:
+    node = Node()
+    rule = {"action": "Allow", "protocol": "TCP", "http": {"methods": ["GET"]}}
+    node.put("globalnetworkpolicies/p", {"selector": "all()", "types": ["Ingress"], "ingress": [rule]})
+    node.graph.flush()
+    ((_, problem),) = node.graph.problems.items()
+    assert (problem.closed, "spec.ingress[0].http" in problem.reason) == (False, True)
+    node.put("globalnetworkpolicies/p", {"selector": "all()", "types": ["Ingress"], "ingress": [rule | {"http": None}]})
+    assert node.policies()["workload"] == ["p"]
