@@ -36,6 +36,10 @@ _PRIORITY_RAW, _PRIORITY_FILTER = -300, 0
 _ESTABLISHED = Rule("ct state established,related accept", "established")
 # RFC 4861, RFC 2710: multicast listener, router and neighbour discovery towards the host are always let through
 _ND = "icmpv6 type { 130, 131, 132, 133, 135, 136 }"
+# a virtual machine asks its host for an address and for names
+_OPENSTACK = (
+    ("udp sport 68 udp dport 67", "DHCP"), ("udp sport 546 udp dport 547", "DHCPv6"), ("udp dport 53", "DNS"),
+)  # fmt: skip
 
 
 def static_sets() -> list[NftSet]:
@@ -48,7 +52,8 @@ def static_chains(config: FelixConfig, *, clear_marks: bool = False) -> list[Cha
     from_wl = _per_prefix(config, "iifname", names.FROM_WORKLOAD_DISPATCH)
     to_wl = _per_prefix(config, "oifname", names.TO_WORKLOAD_DISPATCH)
     to_host = _per_prefix(config, "iifname", names.WORKLOAD_TO_HOST)
-    discovery = [Rule(f'iifname "{p}*" {_ND} accept', "neighbour discovery") for p in config.interface_prefixes]
+    first = [(_ND, "neighbour discovery"), *(_OPENSTACK if config.openstack else ())]  # whatever policy says
+    unasked = [Rule(f'iifname "{p}*" {match} accept', what) for p in config.interface_prefixes for match, what in first]
     return [
         _base(
             "raw-prerouting",
@@ -61,7 +66,7 @@ def static_chains(config: FelixConfig, *, clear_marks: bool = False) -> list[Cha
         ),
         _base("forward-from-wl", "forward", _PRIORITY_FILTER, from_wl),
         _base("forward-to-wl", "forward", _PRIORITY_FILTER + 1, to_wl),
-        _base("input-from-wl", "input", _PRIORITY_FILTER, [*discovery, *from_wl]),
+        _base("input-from-wl", "input", _PRIORITY_FILTER, [*unasked, *from_wl]),
         _base("input-wl-to-host", "input", _PRIORITY_FILTER + 1, to_host),
         _dispatch(names.FROM_WORKLOAD_DISPATCH, "iifname", names.FROM_WORKLOAD),
         _dispatch(names.TO_WORKLOAD_DISPATCH, "oifname", names.TO_WORKLOAD),
@@ -100,10 +105,7 @@ def anti_spoof_chain(exempt: Mapping[str, Sequence[Prefix]], *, openstack: bool 
 
 def _workload_to_host(config: FelixConfig) -> list[Rule]:
     rules = [_ESTABLISHED, Rule(f"{_ND} accept", "neighbour discovery")]
-    if config.openstack:  # a virtual machine asks its host for an address and for names
-        rules.append(Rule("udp sport 68 udp dport 67 accept", "DHCP"))
-        rules.append(Rule("udp sport 546 udp dport 547 accept", "DHCPv6"))
-        rules.append(Rule("udp dport 53 accept", "DNS"))
+    rules += [Rule(f"{match} accept", what) for match, what in (_OPENSTACK if config.openstack else ())]
     action = config.default_endpoint_to_host_action
     if action == "Drop":
         rules.append(Rule("counter drop", "defaultEndpointToHostAction Drop"))

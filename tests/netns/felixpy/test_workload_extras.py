@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
-from tests.netns.felixpy.one_node import CLIENT, HOST, POD, PORTS, SERVER, Net, Node
+from tests.netns.felixpy.one_node import CLIENT, ECHO, HOST, POD, PORTS, SERVER, Net, Node
 
 POOL = "10.65.0.0/16"
 
@@ -169,3 +171,22 @@ def test_packets_to_a_service_address_that_nobody_translates_do_not_loop(net: Ne
     node.put("felixconfigurations/default", {"serviceLoopPrevention": "Disabled"})
     node.program()
     assert came_back()
+
+
+def test_a_virtual_machine_of_openstack_reaches_its_hosts_dns_whatever_policy_says(net: Net, node: Node) -> None:
+    dns = net.node.popen(sys.executable, "-c", ECHO, "53", stdout=subprocess.PIPE)
+    try:
+        assert dns.stdout is not None
+        assert dns.stdout.readline() == "ready\n"
+        node.put("globalnetworkpolicies/closed", {"selector": "all()", "types": ["Egress"]})
+        node.program()
+        assert not net.udp(net.pod, HOST, 53)
+        node.put("felixconfigurations/default", {"interfacePrefix": "tap,cali"})
+        node.program()
+        assert net.udp(net.pod, HOST, 53)
+        assert not net.udp(net.pod, HOST, 7000)
+    finally:
+        dns.kill()
+        dns.wait()
+        if dns.stdout is not None:
+            dns.stdout.close()
