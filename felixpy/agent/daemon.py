@@ -87,7 +87,7 @@ class Agent:
             failures=self._failures, is_up=self._interface_is_up, interval_s=settings.status_interval_s,
             host_id=host_id(),
         )  # fmt: skip
-        in_force = InsideWait(lambda: self.dataplane.applied_revision, self.dataplane.passed)
+        in_force = InsideWait(lambda: self.dataplane.policy_revision, self.dataplane.passed)
         self._cni = CniServer(
             settings.cni_socket, store, EtcdSettings.from_env(environ), self.node, self._clock, in_force
         )

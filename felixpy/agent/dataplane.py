@@ -90,7 +90,8 @@ class Dataplane:
         young: YoungInterfaces | None = None,
     ) -> None:
         self.prefixes = interface_prefixes
-        self.applied_revision = 0
+        self.applied_revision = 0  # nothing fails that it asks for
+        self.policy_revision = 0  # its policy is in force, whatever else fails
         self.links = LinkTable()
         self._clock, self._audit_interval_s, self._most_pause_s = clock, audit_interval_s, most_pause_s
         self._log = get_logger("dataplane")
@@ -148,6 +149,8 @@ class Dataplane:
         """At this revision of the datastore the same is wanted as before."""
         if self.applied_revision == self._heard_revision:
             self.applied_revision = revision
+        if self.policy_revision == self._heard_revision:
+            self.policy_revision = revision
         self._heard_revision = revision
 
     def _want_parts(self, delta: DataplaneDelta) -> None:
@@ -330,9 +333,12 @@ class Dataplane:
             )  # fmt: skip
         if self._observer is not None:
             self._observer.on_pass(time.perf_counter() - began, total)
+        reached = self._heard_revision if self._wanted_revision == revision else revision
+        if self._in_sync and self.nft.next_due() is None:  # a chain that nft refuses stands closed
+            self.policy_revision = reached
         # a key that the kernel refused counts also when it was not this pass's turn to try it again
         if self._in_sync and not total.failed and not any(phase.is_failing for phase in self._phases):
-            self.applied_revision = self._heard_revision if self._wanted_revision == revision else revision
+            self.applied_revision = reached
         async with self._passed:
             self._passed.notify_all()
 

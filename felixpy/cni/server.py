@@ -40,7 +40,7 @@ class InsideWait:
     makes_routes = True
 
     def __init__(self, applied: Callable[[], int], passed: Callable[[], Awaitable[None]]) -> None:
-        """``applied``: the revision that the kernel matches; ``passed``: wait until it may have moved."""
+        """``applied``: the revision whose policy is in force; ``passed``: wait until it may have moved."""
         self._applied, self._passed = applied, passed
 
     async def __call__(self, request: Request, key: str, revision: int, timeout_s: float) -> bool:

@@ -74,6 +74,20 @@ def test_a_revision_is_not_called_applied_while_the_kernel_refuses_part_of_it() 
     run_with(work)
 
 
+def test_a_pod_does_not_wait_for_what_has_nothing_to_do_with_its_policy() -> None:
+    refused = Sysctl(("net", "ipv4", "tcp_ecn"))
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.start_sweep()
+        dataplane.want(DataplaneDelta(sysctls={refused: "no number"}), 5)
+        while dataplane.policy_revision != 5:
+            await dataplane.passed()
+        dataplane.nothing_new(6)
+        assert (dataplane.policy_revision, dataplane.applied_revision) == (6, 0)
+
+    run_with(work)
+
+
 def test_what_concerns_nobody_here_moves_the_revision_without_a_pass_but_not_past_what_is_refused() -> None:
     refused = Sysctl(("net", "ipv4", "tcp_ecn"))
 
