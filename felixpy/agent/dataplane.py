@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +41,7 @@ from libcalico.kernel.sysctl import PROC_SYS, SysctlReconciler
 from libcalico.kernel.tunnels import TunnelReconciler
 from libcalico.kernel.wireguard import WireguardReconciler
 from libcalico.kernel.wireguard_wire import open_wireguard_socket
-from libcalico.net import Addr
+from libcalico.net import Addr, Prefix
 from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
@@ -155,9 +156,10 @@ class Dataplane:
 
     def _want_parts(self, delta: DataplaneDelta) -> None:
         delta.tell_nft(self.nft)
+        coming = _by_prefix(delta.routes.values())
         for key, route in delta.routes.items():
             former = self.routes.fib.wanted(key)
-            self._cut_flows(former, route)
+            self._cut_flows(former, route or coming.get(key.prefix))  # with another metric it is the same way
             for hop in (*(former.next_hops if former else ()), *(route.next_hops if route else ())):
                 self._young.claim(hop.dev)
             self.routes.want(key, route)
@@ -187,8 +189,9 @@ class Dataplane:
 
     def start_sweep(self) -> None:
         """The first complete desired state is in: what a former run left and nobody wants may go."""
+        wanted = _by_prefix(self.routes.fib.all_wanted.values())
         for key, left in self.routes.fib.all_seen.items():
-            self._cut_flows(left, self.routes.fib.wanted(key))
+            self._cut_flows(left, wanted.get(key.prefix))
         for phase in self._phases:
             phase.start_sweep()
         self._in_sync = True
@@ -464,3 +467,8 @@ class Dataplane:
             return False
         external = self._remove_external and route.protocol == RouteProtocol.STATIC
         return route.protocol in {RouteProtocol.BOOT, own} or external
+
+
+def _by_prefix(routes: Iterable[Route | None]) -> dict[Prefix, Route]:
+    """Routes to single addresses in the main table."""
+    return {r.key.prefix: r for r in routes if r is not None and r.key.table == MAIN_TABLE and r.key.prefix.is_host}

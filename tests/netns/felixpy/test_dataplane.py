@@ -132,8 +132,10 @@ def test_the_flows_of_an_address_end_with_its_endpoint_also_if_that_went_while_n
         ns.run("ip", "link", "set", name, "up")
     ns.run("ip", "route", "add", "10.65.0.9/32", "dev", "cali1", "proto", "boot")  # left by a former run
 
-    def routed(address: str) -> dict[RouteKey, Route | None]:
-        key = RouteKey(Prefix.parse(address), MAIN_TABLE, 1024)
+    ns.run("ip", "route", "add", "10.65.0.1/32", "dev", "cali0", "proto", "boot", "metric", "7", "scope", "link")
+
+    def routed(address: str, metric: int = 1024) -> dict[RouteKey, Route | None]:
+        key = RouteKey(Prefix.parse(address), MAIN_TABLE, metric)
         return {key: Route(key, 3, next_hops=(NextHop(dev="cali0"),), scope=Scope.LINK)}
 
     def make(number: int) -> None:
@@ -151,9 +153,13 @@ def test_the_flows_of_an_address_end_with_its_endpoint_also_if_that_went_while_n
         dataplane.start_sweep()
         while dataplane.applied_revision != 1:
             await dataplane.passed()
-        assert with_flows() == {"10.65.0.1", "10.65.0.2"}
-        dataplane.want(DataplaneDelta(routes=dict.fromkeys(routed("10.65.0.1/32"))), 2)
+        assert with_flows() == {"10.65.0.1", "10.65.0.2"}, "a former run's way with another metric is the same way"
+        dataplane.want(DataplaneDelta(routes=dict.fromkeys(routed("10.65.0.2/32")) | routed("10.65.0.2/32", 500)), 2)
         while dataplane.applied_revision != 2:
+            await dataplane.passed()
+        assert with_flows() == {"10.65.0.1", "10.65.0.2"}
+        dataplane.want(DataplaneDelta(routes=dict.fromkeys(routed("10.65.0.1/32"))), 3)
+        while dataplane.applied_revision != 3:
             await dataplane.passed()
         assert with_flows() == {"10.65.0.2"}
 
