@@ -62,7 +62,14 @@ def _whole(
     fields: dict[str, Shape | Field] = {
         "apiVersion": need(Text(one_of=(API_VERSION,))),
         "kind": need(Text(one_of=(kind,))),
-        "metadata": need(metadata(name, namespaced=namespaced, no_namespace_label=spec is NETWORK_SET)),
+        "metadata": need(
+            metadata(
+                name,
+                namespaced=namespaced,
+                no_namespace_label=spec is NETWORK_SET,
+                namespace_as_label=spec is WORKLOAD_ENDPOINT,
+            )
+        ),
         "spec": always(spec, {}),
     }
     if status is not None:

@@ -89,13 +89,21 @@ def only_default(text: str) -> str | None:
     return None if text == "default" else "must be default: there is one object of this kind"
 
 
-def metadata(rule: TextRule = any_name, *, namespaced: bool = False, no_namespace_label: bool = False) -> Obj:
+def metadata(
+    rule: TextRule = any_name,
+    *,
+    namespaced: bool = False,
+    no_namespace_label: bool = False,
+    namespace_as_label: bool = False,
+) -> Obj:
     """The shape of ``metadata``.
 
     Args:
         rule: For the name.
         namespaced: The kind has namespaces.
         no_namespace_label: The label that Felix sets itself must not be given (network sets).
+        namespace_as_label: The object is stored with its namespace as a label (workload endpoints): as one that cannot
+            be a label's value, it could never be changed again.
     """
 
     def reserved(view: View, tell: Tell) -> None:
@@ -108,7 +116,7 @@ def metadata(rule: TextRule = any_name, *, namespaced: bool = False, no_namespac
     fields: dict[str, Shape | Field] = {
         "name": need(Text(rule)),
         "generateName": Text(),
-        "namespace": Text(_path_part),
+        "namespace": Text(both(_path_part, label_value) if namespace_as_label else _path_part),
         "selfLink": Text(),
         "uid": Text(),
         "resourceVersion": Text(),

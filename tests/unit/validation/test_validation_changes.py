@@ -211,3 +211,15 @@ def test_what_is_judged_is_what_would_be_stored() -> None:
 )
 def test_a_default_does_not_paper_over_a_wrong_value(kind: str, spec: dict[str, Any], path: str) -> None:
     assert [p.path for p in validate(kind, document(kind, spec))] == [path]
+
+
+@pytest.mark.parametrize("namespace", ["-1", "a b", "x" * 64, -1])
+def test_an_endpoint_whose_namespace_cannot_be_its_label_is_refused_before_it_cannot_be_changed_again(
+    namespace: object,
+) -> None:
+    spec = {"node": "n", "orchestrator": "cni", "containerID": "c", "endpoint": "eth0", "interfaceName": "cali1"}
+    endpoint = {
+        "apiVersion": "projectcalico.org/v3", "kind": "WorkloadEndpoint",
+        "metadata": {"name": "n-cni-c-eth0", "namespace": namespace}, "spec": spec,
+    }  # fmt: skip
+    assert [problem.path for problem in validate("WorkloadEndpoint", endpoint)] == ["metadata.namespace"]
