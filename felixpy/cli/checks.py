@@ -17,9 +17,11 @@ from felixpy.calc.parse import (
     parse_workload_endpoint,
 )
 from libcalico.datastore.api import Datastore
+from libcalico.ipam.pools import read_pool
 from libcalico.model.codec import InvalidValue, decode_resource
 from libcalico.model.document import DEFAULT_NAMESPACE, Document, key_of
 from libcalico.model.keys import IPAM, KINDS, RESOURCES, BlockKey, ResourceKey, parse_key
+from libcalico.net import Prefix
 from libcalico.validation import (
     REFERENCES,
     FieldProblem,
@@ -65,7 +67,7 @@ def check(document: Document, namespace: str = "") -> Checked:
     if hard:
         raise Refused(_lines(document, [*hard, *unknown]))
     try:
-        _compile(key, decode_resource(key, json.dumps(given).encode()))
+        check_usable(key, decode_resource(key, json.dumps(given).encode()))
     except (InvalidValue, InvalidPolicy, ValueError, RecursionError) as why:
         raise Refused(f"error with {_name(document)}: {why}") from None
     return Checked(key, given, unknown)
@@ -128,7 +130,8 @@ async def _all(store: Datastore, kind: str) -> list[Document]:
     return found
 
 
-def _compile(key: ResourceKey, resource: Any) -> None:
+def check_usable(key: ResourceKey, resource: Any) -> None:
+    """Compile a decoded object as those who use it do.  Raises InvalidPolicy, ValueError."""
     match key.kind:
         case "NetworkPolicy" | "GlobalNetworkPolicy" | "StagedNetworkPolicy" | "StagedGlobalNetworkPolicy":
             parse_policy(key, resource)
@@ -140,6 +143,11 @@ def _compile(key: ResourceKey, resource: Any) -> None:
             parse_host_endpoint(key, resource)
         case "NetworkSet" | "GlobalNetworkSet":
             parse_net_set(resource.spec.nets)
+        case "IPPool":
+            read_pool(key.name, resource.spec)
+        case "IPReservation":
+            for text in filter(None, (text.strip() for text in resource.spec.reserved_cidrs or ())):
+                Prefix.parse(text, strict=False)
         case _:
             pass
 

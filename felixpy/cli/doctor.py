@@ -6,10 +6,12 @@ import argparse
 import json
 import sys
 
+from felixpy.calc.parse import InvalidPolicy
+from felixpy.cli.checks import check_usable
 from felixpy.cli.wait import EX_LAGGARDS, live_nodes, wait_for
 from libcalico.datastore.api import Datastore
 from libcalico.model.codec import InvalidValue, decode_value
-from libcalico.model.keys import RESOURCES, parse_key
+from libcalico.model.keys import RESOURCES, ResourceKey, parse_key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +27,13 @@ async def run(store: Datastore, args: argparse.Namespace) -> int:
         if key is None:
             continue
         try:
-            decode_value(key, row.value)
+            decoded = decode_value(key, row.value)
+            if isinstance(key, ResourceKey):
+                check_usable(key, decoded)
         except InvalidValue as why:
             bad[row.key] = str(why)
+        except (InvalidPolicy, ValueError, RecursionError) as why:
+            bad[row.key] = f"{key}: {why}"
     nodes = list((await live_nodes(store)).values())
     for status in nodes:
         for problem in status.get("problems", []):

@@ -16,7 +16,7 @@ from libcalico.ipam.snapshot import read_snapshot
 from libcalico.ipam.state import State
 from libcalico.net import IPV4
 from tests.etcd_server import EtcdServer
-from tests.interop.felixctl.test_felixctl import Ctl
+from tests.interop.felixctl.test_felixctl import Ctl, R
 from tests.ipam_world import World
 
 
@@ -142,3 +142,22 @@ def test_a_configuration_that_was_named_must_be_there(ctl: Ctl) -> None:
 def test_a_flag_of_calicoctl_that_has_no_meaning_here_is_taken(ctl: Ctl) -> None:
     for words in (("--allow-version-mismatch", "get", "nodes"), ("get", "nodes", "--allow-version-mismatch")):
         assert ctl(*words).returncode == 0
+
+
+def test_doctor_names_what_no_agent_is_there_to_name(ctl: Ctl) -> None:
+    folder = Path(__file__).parents[3] / "docs" / "examples"
+    files = [f"-f{file}" for file in sorted(folder.glob("*.yaml")) if "clusterinf" not in file.name]
+    assert ctl("apply", *files).returncode == 0
+    assert ctl("doctor").stdout == "every object can be used\n"
+    bad = {
+        "ippools/cidr": {"cidr": "10.44.0.0/44"}, "ippools/selector": {"cidr": "10.45.0.0/24", "nodeSelector": "a =="},
+        "ippools/size": {"cidr": "10.46.0.0/24", "blockSize": 3},
+        "ipreservations/r": {"reservedCIDRs": ["10.0.0.0/99"]},
+        "globalnetworkpolicies/default.p": {"selector": "a =="},
+    }  # fmt: skip
+    for path, spec in bad.items():
+        name = path.partition("/")[2]
+        ctl.etcd.ctl("put", f"{R}{path}", json.dumps({"metadata": {"name": name}, "spec": spec}))
+    done = ctl("doctor", "-o", "json")
+    assert done.returncode == 1
+    assert set(json.loads(done.stdout)["unusable"]) == {f"{R}{path}" for path in bad}
