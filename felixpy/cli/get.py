@@ -10,7 +10,7 @@ from typing import Any
 from felixpy.cli.kinds import Document, kind_of
 from felixpy.cli.output import FORMATS, Item, render
 from libcalico.datastore.api import Datastore
-from libcalico.model.document import DEFAULT_NAMESPACE
+from libcalico.model.document import DEFAULT_NAMESPACE, completed
 from libcalico.model.keys import KINDS, RESOURCES, ResourceKey, parse_key
 
 _IDENTITY = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink")
@@ -128,7 +128,7 @@ class _Choice:
 
 
 def as_stored(key: ResourceKey, value: bytes, revision: int) -> Document:
-    """The object as it lies there, unknown fields and all, with the resourceVersion that is never stored."""
+    """The object as it lies there, unknown fields and all; with what its key says, and its resourceVersion."""
     try:
         document = json.loads(value)
         if not isinstance(document, dict):
@@ -136,7 +136,8 @@ def as_stored(key: ResourceKey, value: bytes, revision: int) -> Document:
     except (ValueError, TypeError, RecursionError) as why:
         metadata = {"name": key.name, "namespace": key.namespace} if key.namespace else {"name": key.name}
         return {"kind": key.kind, "metadata": metadata, "unusable": str(why)}
-    metadata = document.setdefault("metadata", {})
+    document = completed(document, key)
+    metadata = document["metadata"]
     if isinstance(metadata, dict):
         metadata["resourceVersion"] = str(revision)
     return document

@@ -17,7 +17,7 @@ from felixpy.cli.checks import Checked, Refused, check, check_among_others, chec
 from felixpy.cli.yamltext import load_all
 from libcalico.datastore.api import Datastore, Delete, KeyValue, Put, unchanged
 from libcalico.model.codec import InvalidValue
-from libcalico.model.document import Document, for_create, for_update, key_of
+from libcalico.model.document import Document, completed, for_create, for_update, key_of
 from libcalico.model.keys import ResourceKey
 from libcalico.model.resources import API_VERSION
 from libcalico.model.stored import encode, parse_object
@@ -104,8 +104,7 @@ def _now() -> str:
 
 
 def _load(row: KeyValue, key: ResourceKey) -> Document:
-    stored = parse_object(row.value)
-    return {"kind": key.kind, "metadata": {"name": key.name}} if stored is None else stored
+    return completed(parse_object(row.value) or {}, key)
 
 
 # Calico's own tiers, as its client makes them before the first write (libcalico-go/lib/clientv3/client.go)

@@ -53,6 +53,24 @@ def key_of(document: Document, namespace: str = "") -> ResourceKey:
     return ResourceKey(kind, name, namespace or own or DEFAULT_NAMESPACE)
 
 
+def completed(document: Document, key: ResourceKey) -> Document:
+    """The document with what its key says of it, where it does not say so itself.
+
+    What people put with etcdctl is often no more than a spec; Calico's daemons go by the key as well.
+
+    >>> completed({"spec": {}}, ResourceKey("Node", "a"))["metadata"]
+    {'name': 'a'}
+    """
+    given = document.get("metadata")
+    if given is not None and not isinstance(given, dict):
+        return document
+    metadata = {name: value for name, value in (given or {}).items() if name not in {"name", "namespace"} or value}
+    metadata = {"name": key.name, **({"namespace": key.namespace} if key.namespace else {}), **metadata}
+    whole = {"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata}
+    missing = {name: value for name, value in whole.items() if not document.get(name)}
+    return {**missing, **document, **missing, "metadata": metadata}
+
+
 def for_create(document: Document, key: ResourceKey, *, uid: str, now: str) -> Document:
     """The document as it is stored at first: complete metadata, never a resourceVersion.
 

@@ -161,3 +161,18 @@ def test_doctor_names_what_no_agent_is_there_to_name(ctl: Ctl) -> None:
     done = ctl("doctor", "-o", "json")
     assert done.returncode == 1
     assert set(json.loads(done.stdout)["unusable"]) == {f"{R}{path}" for path in bad}
+
+
+def test_what_was_put_with_etcdctl_as_a_spec_alone_is_shown_changed_and_applied_by_its_key(ctl: Ctl) -> None:
+    for path, spec in (("ippools/pods", {"cidr": "10.44.0.0/16"}), ("networkpolicies/ns/p", {"selector": "all()"})):
+        ctl.etcd.ctl("put", f"{R}{path}", json.dumps({"spec": spec}))
+    assert ctl("get", "ippools").stdout.splitlines()[1].split()[:2] == ["pods", "10.44.0.0/16"]
+    assert ctl("get", "np", "-a").stdout.splitlines()[1].split() == ["ns", "p", "default"]
+    shown = ctl("get", "np", "p", "-n", "ns", "-o", "yaml").stdout
+    done = ctl("apply", "-f", "-", stdin=shown)
+    assert done.returncode == 0, done.stderr
+    for words in (("patch", "ippool", "pods", "-p", "spec: {natOutgoing: true}"), ("label", "ippool", "pods", "a=b")):
+        assert ctl(*words).returncode == 0, words
+    pool = ctl.stored("ippools/pods")
+    assert (pool["kind"], pool["metadata"]["name"], pool["spec"]["natOutgoing"]) == ("IPPool", "pods", True)
+    assert ctl.stored("networkpolicies/ns/p")["metadata"]["namespace"] == "ns"
