@@ -19,8 +19,9 @@ from felixpy.calc.parse import (
 from libcalico.datastore.api import Datastore
 from libcalico.ipam.pools import read_pool
 from libcalico.model.codec import InvalidValue, decode_resource
-from libcalico.model.document import DEFAULT_NAMESPACE, Document, key_of
+from libcalico.model.document import DEFAULT_NAMESPACE, Document, completed, key_of
 from libcalico.model.keys import IPAM, KINDS, RESOURCES, BlockKey, ResourceKey, parse_key
+from libcalico.model.stored import parse_object
 from libcalico.net import Prefix
 from libcalico.validation import (
     REFERENCES,
@@ -119,14 +120,12 @@ def _in_namespace(document: Document, namespace: str) -> Document:
 
 
 async def _all(store: Datastore, kind: str) -> list[Document]:
+    """All objects of a kind, with the names that their keys give them."""
     found = []
     for row in (await store.list(f"{RESOURCES}{KINDS[kind][0]}/")).items:
-        try:
-            document = json.loads(row.value)
-        except ValueError:
-            continue
-        if isinstance(document, dict):
-            found.append(document)
+        key, document = parse_key(row.key), parse_object(row.value)
+        if isinstance(key, ResourceKey) and document is not None:
+            found.append(completed(document, key))
     return found
 
 

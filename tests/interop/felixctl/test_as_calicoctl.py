@@ -176,3 +176,15 @@ def test_what_was_put_with_etcdctl_as_a_spec_alone_is_shown_changed_and_applied_
     pool = ctl.stored("ippools/pods")
     assert (pool["kind"], pool["metadata"]["name"], pool["spec"]["natOutgoing"]) == ("IPPool", "pods", True)
     assert ctl.stored("networkpolicies/ns/p")["metadata"]["namespace"] == "ns"
+
+
+def test_a_tier_and_a_filter_that_were_put_with_etcdctl_as_a_spec_alone_are_there(ctl: Ctl) -> None:
+    ctl.etcd.ctl("put", f"{R}tiers/platform", json.dumps({"spec": {"order": 5}}))
+    ctl.etcd.ctl("put", f"{R}bgpfilters/f", json.dumps({"spec": {}}))
+    text = documents(
+        manifest("GlobalNetworkPolicy", "platform.p", tier="platform"),
+        manifest("BGPPeer", "peer", peerIP="10.0.0.1", asNumber=64512, filters=["f"]),
+    )
+    done = ctl("apply", "-f", "-", stdin=text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GlobalNetworkPolicy platform.p is in this tier" in ctl("delete", "tier", "platform").stderr
