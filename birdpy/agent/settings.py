@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import msgspec
+
+from libcalico.runtime.settings import AtLeastASecond, Port, Seconds
 
 
 class BirdpySettings(msgspec.Struct, frozen=True):
@@ -24,17 +27,19 @@ class BirdpySettings(msgspec.Struct, frozen=True):
         http_port: And on which port; 0: nowhere.
     """
 
+    EMPTY_COUNTS: ClassVar[tuple[str, ...]] = ("http_host",)
+
     config_dir: str = "/var/lib/calico/birdpy"
     run_dir: str = "/run/calico/birdpy"
     log_level: str = "info"
     log_format: str = "auto"
-    restart_time_s: float = 120.0
-    sweep_after_s: float = 120.0
-    max_prefixes: int = 1_000_000
-    exabgp_silence_s: float = 30.0
-    audit_interval_s: float = 60.0
+    restart_time_s: Annotated[float, msgspec.Meta(ge=0, le=4095)] = 120.0  # 12 bits: RFC 4724, section 3
+    sweep_after_s: Seconds = 120.0
+    max_prefixes: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000
+    exabgp_silence_s: AtLeastASecond = 30.0
+    audit_interval_s: AtLeastASecond = 60.0
     http_host: str = "localhost"
-    http_port: int = 0
+    http_port: Port = 0
 
     @property
     def control_socket(self) -> Path:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+
+from libcalico.net import IPV4, Addr
+from libcalico.runtime.settings import Port, Seconds
 
 
 class ConfdSettings(msgspec.Struct, frozen=True):
@@ -31,21 +35,23 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         http_port: And on which port; 0: nowhere.
     """
 
-    backend: str = "calico"
+    EMPTY_COUNTS: ClassVar[tuple[str, ...]] = ("http_host",)
+
+    backend: Literal["calico", "etcd", "file"] = "calico"
     confdir: str = ""
     output_dir: str = "/var/lib/calico/birdpy"
     prefix: str = ""
     node: str = ""
     router_id: str = ""
-    interval_s: float = 0.0
-    settle_s: float = 0.05
-    settle_most_s: float = 1.0
+    interval_s: Seconds = 0.0
+    settle_s: Seconds = 0.05
+    settle_most_s: Seconds = 1.0
     run_dir: str = "/run/calico/confd"
     exabgp_socket: str = "/run/calico/birdpy/exabgp.sock"
     secrets_dir: str = "/etc/calico/bgp-secrets"
-    poll_s: float = 2.0
+    poll_s: Annotated[float, msgspec.Meta(ge=0.01)] = 2.0
     http_host: str = "localhost"
-    http_port: int = 0
+    http_port: Port = 0
     log_level: str = "info"
     log_format: str = "auto"
     onetime: bool = False
@@ -53,6 +59,10 @@ class ConfdSettings(msgspec.Struct, frozen=True):
     keep_stage_file: bool = False
     sync_only: bool = False
     file: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.router_id not in {"", "hash"} and not _is_ipv4(self.router_id):
+            raise ValueError(f"router_id = {self.router_id!r}: neither an IPv4 address nor 'hash'")
 
     @property
     def folder(self) -> Path:
@@ -67,3 +77,10 @@ class ConfdSettings(msgspec.Struct, frozen=True):
     @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "control.sock"
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        return Addr.parse(text).family is IPV4
+    except ValueError:
+        return False

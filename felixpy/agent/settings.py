@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import msgspec
+
+from libcalico.runtime.settings import AtLeastASecond, Seconds
 
 
 class AgentSettings(msgspec.Struct, frozen=True):
@@ -25,14 +28,16 @@ class AgentSettings(msgspec.Struct, frozen=True):
         ipam_collector: Take part in collecting addresses that nobody needs any more; one agent of the cluster does it.
     """
 
+    EMPTY_COUNTS: ClassVar[tuple[str, ...]] = ("mtu_file",)
+
     node: str = ""
     run_dir: str = "/run/calico/felixpy"
     proc_sys: str = "/proc/sys"
     log_level: str = "info"
     log_format: str = "auto"
-    audit_interval_s: float = 60.0
-    status_interval_s: float = 0.5
-    lease_ttl_s: int = 30
+    audit_interval_s: AtLeastASecond = 60.0
+    status_interval_s: Seconds = 0.5
+    lease_ttl_s: Annotated[int, msgspec.Meta(ge=5)] = 30  # a shorter one is lost between two keepalives
     tunnel_addresses: bool = True
     mtu_file: str = "/var/lib/calico/mtu"
     felix_cfg: str = "/etc/calico/felix.cfg"

@@ -24,6 +24,12 @@ _SECRET = re.compile(r"password|passwd|secret|token", re.IGNORECASE)
 _LISTS = (list, tuple, set, frozenset)
 
 
+# types of settings that have limits; what lies outside is refused with the place where it stands
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+AtLeastASecond = Annotated[float, msgspec.Meta(ge=1)]
+
+
 class ConfigError(Exception):
     """The settings cannot be used; the program ends with EX_CONFIG (78)."""
 
@@ -60,7 +66,8 @@ def load_settings(
         program: Opens the sentences of errors.
         env_prefix: ``BIRDPY_`` makes ``BIRDPY_RUN_DIR`` set ``run_dir``.  An empty variable counts as unset.  A field
             renamed by ``msgspec.field(name=...)`` has a variable of that name.
-            The values of a list are separated by commas.
+            The values of a list are separated by commas.  Names in the struct's ``EMPTY_COUNTS`` may be set to
+            nothing.
         file: A TOML file; absent: skipped.  Types are strict here (``"60"`` is no number).
         overrides: From the command line; None values are skipped.
         environ: Default: os.environ.
@@ -88,7 +95,8 @@ def _load(
             values[name] = _convert(name, value, fields[name].type, origin[name], strict=True)
     for name, field in fields.items():
         variable = f"{env_prefix}{field.encode_name.upper()}"
-        if text := environ.get(variable, ""):
+        text = environ.get(variable, "")
+        if text or (variable in environ and name in getattr(cls, "EMPTY_COUNTS", ())):
             origin[name] = f"environment {variable}"
             values[name] = _convert(name, _split(text, field.type), field.type, origin[name], strict=False)
     for name, value in overrides.items():
