@@ -102,7 +102,8 @@ class Daemon:
                 self._program.status(f"waiting for a configuration: {why}")
                 self._health.report(ready=False, detail="no configuration yet")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._program.reload.wait(), 0.5)
+                    async with asyncio.timeout(0.5):
+                        await self._program.reload.wait()
                 self._program.reload.clear()
             else:
                 return
@@ -311,7 +312,8 @@ class Daemon:
             if (tick := self.speaker.next_tick()) is not None:
                 due.append(tick)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, min(due) - self._clock.monotonic()))
+                async with asyncio.timeout(max(0.0, min(due) - self._clock.monotonic())):
+                    await self._wake.wait()
 
     def _sweep_when_told(self, kernel: KernelSync, now: float) -> None:
         """A former run's routes stay until the peers have had their say."""

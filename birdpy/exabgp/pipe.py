@@ -59,7 +59,8 @@ class ApiPipe:
         readable = asyncio.Event()
         loop.add_reader(relay, readable.set)
         try:
-            await asyncio.wait_for(readable.wait(), 5)
+            async with asyncio.timeout(5):
+                await readable.wait()
             said, fds, _, _ = socket.recv_fds(relay, 16, 2)
         except (TimeoutError, OSError) as why:
             self._log.warning("relay-handed-over-nothing", reason=str(why))

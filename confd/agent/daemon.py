@@ -103,7 +103,8 @@ class Confd:
         while True:
             wake = self._look_at if due is None else min(due, self._look_at)
             try:
-                batch = await asyncio.wait_for(self._mailbox.take(), max(0.0, wake - loop.time()))
+                async with asyncio.timeout(max(0.0, wake - loop.time())):
+                    batch = await self._mailbox.take()
             except TimeoutError:
                 pass
             else:
@@ -129,7 +130,8 @@ class Confd:
         changed = self._take_one(batch)
         while not self._settings.onetime or len(self._mailbox):
             try:
-                batch = await asyncio.wait_for(self._mailbox.take(), min(self._settings.settle_s, end - loop.time()))
+                async with asyncio.timeout(min(self._settings.settle_s, end - loop.time())):
+                    batch = await self._mailbox.take()
             except TimeoutError:
                 break
             changed = self._take_one(batch) or changed

@@ -67,7 +67,8 @@ class NodeStatusReporter:
             soonest = min(self._due.values(), default=None)
             timeout = None if soonest is None else max(0.05, soonest - loop.time())
             try:
-                await asyncio.wait_for(self._news.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._news.wait()
             except TimeoutError:
                 continue
 

@@ -143,7 +143,8 @@ async def _run(what: str, command: str, words: tuple[str, ...]) -> None:
     except (OSError, ValueError) as why:
         raise PublishError(f"{what} `{command}`: {why}") from None
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _COMMAND_TIMEOUT_S)
+        async with asyncio.timeout(_COMMAND_TIMEOUT_S):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -124,7 +124,8 @@ class Agent:
             self._close_until_known()
         async with ControlServer(self._settings.control_socket, self._commands()):
             await until_stopped(self._program, self._work())
-        await asyncio.wait_for(self._keeper.close(), 3)
+        async with asyncio.timeout(3):
+            await self._keeper.close()
         self._log.info("stopped", note="forwarding and policy stay in place")
 
     async def _work(self) -> None:

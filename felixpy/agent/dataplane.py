@@ -296,7 +296,8 @@ class Dataplane:
         due = [at for at in dues if at is not None]
         timeout = max(0.0, min([self._next_audit, now + self._most_pause_s, *due]) - now)
         try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
         except TimeoutError:
             pass
         self._wake.clear()

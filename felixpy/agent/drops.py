@@ -192,7 +192,8 @@ class DropReader:
                     self._log.warning("cannot-read-drops", reason=str(why))
                 self.problem = str(why)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), _RETRY_S)
+                    async with asyncio.timeout(_RETRY_S):
+                        await self._news.wait()
                 continue
             self.problem = ""
             await self._read_while_wanted(reader)

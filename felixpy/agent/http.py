@@ -39,7 +39,8 @@ class HttpServers:
             while True:
                 await self._adjust()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), _RETRY_S)
+                    async with asyncio.timeout(_RETRY_S):
+                        await self._news.wait()
                 self._news.clear()
         finally:
             for stack in self._servers.values():

@@ -61,7 +61,8 @@ class StatusReporter:
         """Work for ever."""
         while True:
             try:
-                await asyncio.wait_for(self._news.wait(), 10.0)
+                async with asyncio.timeout(10.0):
+                    await self._news.wait()
             except TimeoutError:
                 pass
             self._news.clear()

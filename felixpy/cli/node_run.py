@@ -97,7 +97,8 @@ async def _systemctl(*words: str) -> tuple[int, str]:
         "systemctl", *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), _SYSTEMCTL_S)
+        async with asyncio.timeout(_SYSTEMCTL_S):
+            out, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -73,7 +73,8 @@ async def _sessions() -> tuple[list[Session] | None, str]:
 
 async def _ask_bird(path: Path) -> tuple[list[Session] | None, str]:
     try:
-        return of_bird(await asyncio.wait_for(_show_protocols(path), _TIMEOUT_S)), ""
+        async with asyncio.timeout(_TIMEOUT_S):
+            return of_bird(await _show_protocols(path)), ""
     except (OSError, EOFError, TimeoutError, ValueError) as why:
         return None, f"Error querying BIRD: {path}: {why or 'no answer in time'}"
 

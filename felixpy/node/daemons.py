@@ -97,7 +97,8 @@ class Supervisor:
             pause_s = self._pause_s if loop.time() - began > _HEALTHY_S else pause_s
             self._log.warning("daemon-ended", daemon=daemon.name, how=_how(code), again_in_s=pause_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stop.wait()
                 return code
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
@@ -127,7 +128,8 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            return await asyncio.wait_for(process.wait(), self._stop_s)
+            async with asyncio.timeout(self._stop_s):
+                return await process.wait()
         except TimeoutError:
             self._log.warning("daemon-killed", daemon=daemon.name, reason=f"did not end within {self._stop_s:g} s")
             with contextlib.suppress(ProcessLookupError):

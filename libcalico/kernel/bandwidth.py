@@ -181,7 +181,8 @@ async def _spawn(command: list[str], given: str) -> str:
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
-        out, error = await asyncio.wait_for(process.communicate(given.encode()), _TIMEOUT_S)
+        async with asyncio.timeout(_TIMEOUT_S):
+            out, error = await process.communicate(given.encode())
     except (OSError, TimeoutError) as why:
         raise KernelError(f"{command[0]}: {why or type(why).__name__}", errno.EIO) from why
     if process.returncode:

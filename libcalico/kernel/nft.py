@@ -145,7 +145,8 @@ class NftProcess:
     async def _spawn(self, args: list[str], stdin: str) -> tuple[int, str, str]:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec("nft", *args, stdin=pipe, stdout=pipe, stderr=pipe)
-        output, error = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
+        async with asyncio.timeout(60):
+            output, error = await process.communicate(stdin.encode())
         return process.returncode or 0, output.decode(errors="replace"), error.decode(errors="replace")
 
     def close(self) -> None:

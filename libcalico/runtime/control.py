@@ -153,7 +153,8 @@ class ControlServer:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), self._idle_s)
+                async with asyncio.timeout(self._idle_s):
+                    line = await reader.readline()
             except ValueError:  # longer than the limit
                 await self._write(writer, {"ok": False, "error": f"a request has at most {MAX_REQUEST_BYTES} bytes"})
                 return
@@ -164,7 +165,8 @@ class ControlServer:
     async def _write(self, writer: asyncio.StreamWriter, answer: dict[str, object]) -> None:
         writer.transport.set_write_buffer_limits(high=0)  # drain() means: it has been read, or the socket holds it
         writer.write(self._encode_answer(answer))
-        await asyncio.wait_for(writer.drain(), self._idle_s)
+        async with asyncio.timeout(self._idle_s):
+            await writer.drain()
 
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:

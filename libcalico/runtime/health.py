@@ -143,7 +143,8 @@ class HealthServer:
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         method = ""
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                head = await reader.readuntil(b"\r\n\r\n")
             method, target, headers = _parse(head)
         except asyncio.IncompleteReadError:
             return
@@ -153,10 +154,12 @@ class HealthServer:
             answer = self._answer(method, target, headers)
         writer.transport.set_write_buffer_limits(high=0)  # drain() means: the socket holds it all
         writer.write(_head(answer) + (b"" if method == "HEAD" else answer.body))
-        await asyncio.wait_for(writer.drain(), self._timeout_s)
+        async with asyncio.timeout(self._timeout_s):
+            await writer.drain()
         writer.write_eof()
         # what it still sends is read and dropped: closing over unread bytes would reset the connection under the answer
-        await asyncio.wait_for(_drop(reader), self._timeout_s)
+        async with asyncio.timeout(self._timeout_s):
+            await _drop(reader)
 
     def _answer(self, method: str, target: str, headers: dict[str, str]) -> _Answer:
         path = target.partition("?")[0]

@@ -119,7 +119,8 @@ class FleetPeer:
         head = struct.pack("!BHH", 4, short, self._hold_time_s) + socket.inet_aton(self.address)
         writer.write(_message(_OPEN, head + bytes([len(options)]) + options))
         for wanted in (_OPEN, _KEEPALIVE):
-            kind, _ = await asyncio.wait_for(self._read(reader), 20)
+            async with asyncio.timeout(20):
+                kind, _ = await self._read(reader)
             if kind != wanted:
                 raise EOFError(f"message {kind}")
             if wanted == _OPEN:
