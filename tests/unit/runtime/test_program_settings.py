@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -11,6 +13,7 @@ from felixpy.agent.settings import AgentSettings
 from libcalico.runtime.settings import ConfigError, load_settings
 
 OF = {"FELIXPY_": AgentSettings, "BIRDPY_": BirdpySettings, "CONFD_": ConfdSettings}
+ENV = Path(__file__).parents[3] / "systemd" / "felixpy.env"
 
 
 def load(**environ: str) -> msgspec.Struct:
@@ -39,3 +42,15 @@ def test_an_empty_variable_says_nowhere_or_everywhere_where_that_is_a_meaning_an
     assert load(CONFD_HTTP_HOST="") == msgspec.structs.replace(ConfdSettings(), http_host="")
     assert load(FELIXPY_MTU_FILE="") == msgspec.structs.replace(AgentSettings(), mtu_file="")
     assert load(FELIXPY_RUN_DIR="", FELIXPY_LOG_LEVEL="") == AgentSettings()
+
+
+def test_the_environment_file_shows_settings_that_exist_with_their_defaults() -> None:
+    shown = dict(line[1:].split("=", 1) for line in ENV.read_text().splitlines() if line[:1] == "#" and "=" in line)
+    ours = {name: text for name, text in shown.items() if name.startswith(tuple(OF))}
+    assert len(ours) > 15, "the search has gone blind"
+    for variable, text in ours.items():
+        (prefix,) = (prefix for prefix in OF if variable.startswith(prefix))
+        default = load_settings(OF[prefix], env_prefix=prefix, environ={})
+        given = load_settings(OF[prefix], env_prefix=prefix, environ={variable: text})
+        assert given.value == default.value, f"{variable}={text} is not the default"
+        assert given.origin != default.origin, f"there is no {variable}"
