@@ -115,7 +115,7 @@ class Announcer:
             if session.state == "up":
                 session.unsent.update(prefix for prefix, _ in new)
             session.unsent.difference_update(gone)
-            if not await self._pipe.send(commands):
+            if not await self._pipe.send(commands, len(pending)):
                 return
             session.updates_sent += len(new)
             session.withdraws_sent += len(gone)

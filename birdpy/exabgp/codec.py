@@ -17,7 +17,7 @@ from birdpy.rib.path import AsSegment, Attributes, Origin
 from birdpy.rib.speaker import Announcement
 from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
 
-_PREFIXES_PER_COMMAND = 100
+_PREFIXES_PER_COMMAND = 500  # it looks through all commands that wait, at every turn of its loop
 _FAMILIES = {"ipv4 unicast": IPV4, "ipv6 unicast": IPV6, "ipv4/unicast": IPV4, "ipv6/unicast": IPV6}
 _ORIGINS = {"igp": Origin.IGP, "egp": Origin.EGP, "incomplete": Origin.INCOMPLETE}
 _ORIGIN_WORDS = {origin: word for word, origin in _ORIGINS.items()}
@@ -276,7 +276,14 @@ def announce(peer: Addr, routes: Iterable[tuple[Prefix, Attributes]]) -> list[st
 
 def withdraw(peer: Addr, prefixes: Iterable[Prefix]) -> list[str]:
     """Commands that take routes back."""
-    return [f"neighbor {peer} withdraw route {prefix} next-hop self" for prefix in prefixes]
+    by_family: dict[Family, list[Prefix]] = {}
+    for prefix in prefixes:
+        by_family.setdefault(prefix.family, []).append(prefix)
+    return [
+        f"neighbor {peer} withdraw attributes next-hop self nlri {' '.join(map(str, chunk))}"
+        for same in by_family.values()
+        for chunk in _chunks(same)
+    ]
 
 
 def end_of_rib(peer: Addr, family: Family) -> str:

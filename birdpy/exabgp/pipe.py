@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from libcalico.runtime.logs import get_logger
@@ -16,12 +16,18 @@ _LIMIT_BYTES = 16 * 1024 * 1024  # of one line; the largest UPDATE as JSON is fa
 
 
 _PIPE_BYTES = 1024 * 1024  # /proc/sys/fs/pipe-max-size as it comes; 64 KiB hold four UPDATEs, then ExaBGP waits for us
+_COMMANDS_AT_ONCE = 20
+_STEPS_PER_TURN = 50  # routes of ours that ExaBGP 5.0 works off per turn of its loop (reactor/asynchronous.py, LIMIT)
 
 
 class ApiPipe:
     """Serves the unix socket, and one ExaBGP at a time.
 
-    ``on_open`` is called when an ExaBGP has come, ``on_line`` with each of its lines, ``on_close`` when it has gone.
+    ``on_open`` is called when an ExaBGP has come, ``on_line`` with each of its events, ``on_close`` when it has gone.
+
+    ExaBGP sleeps between two turns of its loop, whether or not there are commands left to work off; only news wake it.
+    So while it has work of ours it is asked something at each turn: a long sleep then costs no time, and a short one
+    would cost the processor dear while nothing happens.
     """
 
     def __init__(
@@ -30,6 +36,8 @@ class ApiPipe:
         self._path = path
         self._on_open, self._on_line, self._on_close = on_open, on_line, on_close
         self._writer: asyncio.StreamWriter | None = None
+        self._steps = 0
+        self._asked = False
         self.heard_at = 0.0
         """When the last line came (seconds, the loop's clock)."""
         self.exabgp_pid = 0
@@ -86,12 +94,16 @@ class ApiPipe:
             asyncio.streams.FlowControlMixin, os.fdopen(to_exabgp, "wb", 0)
         )
         self._writer = asyncio.StreamWriter(write_transport, write_protocol, None, loop)
+        self._steps, self._asked = 0, False
         self._on_open()
         try:
             self.heard_at = loop.time()
             while line := await reader.readline():
                 self.heard_at = loop.time()
-                self._on_line(line)
+                if line.startswith(b"{"):
+                    self._on_line(line)
+                else:
+                    self._on_answer()
         except ValueError:
             self._log.error("exabgp-line-too-long")
         finally:
@@ -109,15 +121,30 @@ class ApiPipe:
         """Send a command that has an answer; never waits."""
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(b"version\n")
+            self._asked = True
 
-    async def send(self, commands: list[str]) -> bool:
-        """Write commands and wait until the pipe has taken them; False when there is no ExaBGP."""
+    def _on_answer(self) -> None:
+        """It has had a turn: keep it awake as long as there is work left."""
+        self._asked = False
+        if self._steps > 0:
+            self._steps -= _STEPS_PER_TURN
+            self.ask_for_a_sign_of_life()
+
+    async def send(self, commands: Sequence[str], steps: int = 1) -> bool:
+        """Write commands and wait until the pipe has taken them; False when there is no ExaBGP.
+
+        ``steps``: how many routes they are about.
+        """
         writer = self._writer
         if writer is None or writer.is_closing():
             return False
+        self._steps += steps + _STEPS_PER_TURN  # and a turn to write to the peers
         with contextlib.suppress(ConnectionError, BrokenPipeError):
-            for start in range(0, len(commands), 200):
-                writer.write("".join(f"{command}\n" for command in commands[start : start + 200]).encode())
+            for start in range(0, len(commands), _COMMANDS_AT_ONCE):
+                some = commands[start : start + _COMMANDS_AT_ONCE]
+                writer.write("".join(f"{command}\n" for command in some).encode())
+                if not self._asked:
+                    self.ask_for_a_sign_of_life()
                 await writer.drain()
             return True
         return False

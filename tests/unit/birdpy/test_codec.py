@@ -80,3 +80,13 @@ def test_an_open_tells_the_families_and_whether_ipv4_may_have_ipv6_next_hops() -
         event = codec.decode(json.dumps({"type": "open", "neighbor": neighbor}).encode())
         assert isinstance(event, codec.PeerOpened)
         assert (event.families, event.extended_next_hop) == (frozenset({IPV4, IPV6}), extended)
+
+
+def test_withdrawals_go_by_the_hundred_and_by_family() -> None:
+    prefixes = [Prefix(IPV4, 10 << 24 | n, 32) for n in range(700)] + [Prefix.parse("fd00:65::/64")]
+    commands = codec.withdraw(Addr.parse("10.0.0.2"), prefixes)
+    head = "neighbor 10.0.0.2 withdraw attributes next-hop self nlri "
+    assert all(command.startswith(head) for command in commands)
+    told = [command.removeprefix(head).split() for command in commands]
+    assert [len(some) for some in told] == [500, 200, 1]
+    assert [text for some in told for text in some] == [str(prefix) for prefix in prefixes]
