@@ -46,6 +46,7 @@ from libcalico.reconcile import Outcome
 from libcalico.runtime.logs import get_logger
 
 _PROTOCOLS = (int(RouteProtocol.BOOT), int(RouteProtocol.FELIX))
+_KERNELS_TABLES = {253, 254, 255}  # default, main, local (linux/rtnetlink.h)
 _SHARED_PROTOCOLS = {
     RouteProtocol.REDIRECT, RouteProtocol.KERNEL, RouteProtocol.BOOT, RouteProtocol.STATIC, RouteProtocol.BIRD,
 }  # fmt: skip
@@ -253,7 +254,8 @@ class Dataplane:
         self._device_protocol, self._remove_external = device_protocol, remove_external
         static = (int(RouteProtocol.STATIC),) if remove_external else ()
         protocols = tuple(dict.fromkeys((*_PROTOCOLS, device_protocol, *static)))
-        self._route_ops.tables = (MAIN_TABLE, *tables)
+        # a table of before is looked after, too: nobody else will take out what we have put there
+        self._route_ops.tables = tuple(dict.fromkeys((*self._route_ops.tables, *tables)))
         if self._route_ops.protocols != protocols:
             self._route_ops.protocols = protocols
             self.routes.audit_due = True
@@ -432,7 +434,7 @@ class Dataplane:
         return bool(hops) and all(self._is_workload_interface(hop.dev) for hop in hops)
 
     def _rule_is_ours(self, rule: PolicyRule) -> bool:
-        return rule.not_mark == MARK and rule.table in self._route_ops.tables
+        return rule.not_mark == MARK and rule.table not in _KERNELS_TABLES
 
     def _leads_away(self, route: Route) -> bool:
         """To another node."""

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from felixpy.agent.dataplane import MOST_PAUSE_S, Dataplane
 from felixpy.agent.young_interfaces import YoungInterfaces
+from felixpy.calc.wireguard import MARK
 from felixpy.render.renderer import DataplaneDelta
 from libcalico.clock import SystemClock
-from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, Scope
+from libcalico.dataplane.routes import MAIN_TABLE, NextHop, Route, RouteKey, RouteProtocol, RouteType, Scope
 from libcalico.dataplane.ruleset import Chain, Hook, Rule
 from libcalico.dataplane.sysctls import Sysctl
-from libcalico.net import Prefix
+from libcalico.dataplane.wireguard import PolicyRule
+from libcalico.net import IPV4, Prefix
 from libcalico.testing.netns import Namespace
 
 UNITS = Path(__file__).parents[3] / "systemd"
@@ -72,6 +74,38 @@ def test_a_revision_is_not_called_applied_while_the_kernel_refuses_part_of_it() 
             await dataplane.passed()
 
     run_with(work)
+
+
+def test_another_routing_table_leaves_nothing_in_the_former_one_nor_a_rule_that_leads_there() -> None:
+    ns = Namespace("tables")
+    ns.run("ip", "rule", "add", "not", "fwmark", "0x100000/0x100000", "lookup", "5", "priority", "98")  # a former run's
+    ns.run("ip", "rule", "add", "fwmark", "0x1", "lookup", "6", "priority", "97")
+    prefix = Prefix.parse("10.65.2.0/26")
+
+    def wanted(table: int, present: bool) -> DataplaneDelta:
+        key = RouteKey(prefix, table, 0)
+        route = Route(key, RouteProtocol.FELIX, RouteType.THROW) if present else None
+        return DataplaneDelta(routes={key: route}, rules={PolicyRule(IPV4, 99, table, MARK): present})
+
+    async def work(dataplane: Dataplane) -> None:
+        dataplane.own((1, 1), (), 3, remove_external=False)
+        dataplane.start_sweep()
+        dataplane.want(wanted(1, True), 1)
+        while dataplane.applied_revision != 1:
+            await dataplane.passed()
+        assert "10.65.2.0/26" in ns.run("ip", "route", "show", "table", "1")
+        dataplane.own((10, 10), (), 3, remove_external=False)
+        dataplane.routes.audit_due = True
+        dataplane.want(wanted(1, False), 2)
+        dataplane.want(wanted(10, True), 2)
+        while dataplane.applied_revision != 2:
+            await dataplane.passed()
+        assert "10.65.2.0/26" in ns.run("ip", "route", "show", "table", "10")
+        assert ns.run("ip", "route", "show", "table", "1", check=False) == ""
+        lookups = [line.split()[-1] for line in ns.run("ip", "rule").splitlines()]
+        assert sorted(lookups) == ["10", "6", "default", "local", "main"]
+
+    run_with(work, ns=ns)
 
 
 def test_a_pod_does_not_wait_for_what_has_nothing_to_do_with_its_policy() -> None:
