@@ -36,6 +36,7 @@ _END_OF_RIB_AT_THE_LATEST_S = 10.0
 _STALE_AFTER_RETURN_S = 10.0
 """For a peer that is back and sends no End-of-RIB, or has lost its forwarding state, to tell anew what holds."""
 _HEALTH_TIMEOUT_S = 60.0
+_WITHOUT_A_WORD = "closing without sending any notification"  # ExaBGP 5.0, reactor/peer.py: graceful on both ends
 
 
 class Daemon:
@@ -269,10 +270,16 @@ class Daemon:
         self._log.info("peer-up", peer=name, address=str(session.address))
 
     def _peer_down(self, name: str, session: Session, reason: str) -> None:
-        """A peer that could restart gracefully keeps its routes, unless it or we said goodbye."""
+        """A peer that could restart gracefully keeps its routes, unless it or we said goodbye.
+
+        One that ExaBGP itself restarts, since its settings changed, has lost nothing: all its routes stay.
+        """
         if session.state != "up":
             if not session.last_error or "notification" in reason:
                 session.note(reason)  # "closing connection" says less than what was said before
+            return
+        if _WITHOUT_A_WORD in reason:
+            self._peer_lost(name, "restarted, since its settings changed", self.settings.restart_time_s)
             return
         goodbye = "notification" in reason.lower() or "hold" in reason.lower() or "shutting down" in reason.lower()
         keep = 0.0 if goodbye else min(float(session.opened.restart_time_s or 0), self.settings.restart_time_s)

@@ -197,6 +197,26 @@ def test_of_two_peers_that_die_only_the_one_that_can_restart_gracefully_keeps_it
         assert "198.51.100.0/24" in world.kernel()
 
 
+def test_a_new_peer_comes_up_while_a_lost_one_answers_nothing_at_all() -> None:
+    """ExaBGP does no reload while it has something to say to any peer; to one that is not there it has for minutes."""
+    lost, fresh = BirdPeer("lost", "172.31.1.2", 64702), BirdPeer("fresh", "172.31.1.3", 64703)
+    with World() as world:
+        world.objects[R + "bgppeers/lost"] = bgp_peer("172.31.1.2", 64702)
+        world.peers(lost, fresh)
+        world.start()
+        until("session", lambda: world.established("lost") and "10.65.1.0/26" in world.told("lost"), 30)
+        world.outside.run("nft", "add", "table", "inet", "silence")
+        world.outside.run(
+            "nft", "add", "chain", "inet", "silence", "input", "{ type filter hook input priority 0; policy accept; }"
+        )
+        world.outside.run("nft", "add", "rule", "inet", "silence", "input", "ip daddr 172.31.1.2 tcp dport 179 drop")
+        world.end_peer("lost")
+        until("loss", lambda: world.sessions()["Node_172_31_1_2"]["state"] == "start")
+        until("an attempt", lambda: "172.31.1.2:179" in world.node.run("ss", "-tn", "state", "syn-sent"), 10)
+        world.apply({R + "bgppeers/fresh": bgp_peer("172.31.1.3", 64703)})
+        until("the new session", lambda: world.established("fresh") and "10.65.1.0/26" in world.told("fresh"), 20)
+
+
 def test_an_exabgp_that_hangs_is_replaced_and_forwarding_goes_on() -> None:
     with World(settings={"BIRDPY_EXABGP_SILENCE_S": "1.5"}) as world:
         world.objects[R + "bgppeers/tor"] = bgp_peer("172.31.1.1", 64701)

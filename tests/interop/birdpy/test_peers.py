@@ -123,11 +123,17 @@ def test_a_route_of_ours_that_somebody_replaced_is_back_as_soon_as_theirs_is_gon
 
 def test_a_change_of_one_session_restarts_that_one_only(world: World) -> None:
     before = {name: world.since(name) for name in NAMES}
+    until("kernel", lambda: "10.65.5.0/26" in world.kernel())
+    monitor = world.node.popen("ip", "monitor", "route", stdout=-1)
     world.apply({R + "bgppeers/inner": bgp_peer("172.31.1.5", 64512, maxRestartTime="44s")})
     until("the new session", lambda: "Restart time: 44" in world.birdc("inner", "show protocols all peer"), 30)
     until("up", lambda: world.established("inner"), 30)
     after = {name: world.since(name) for name in NAMES}
     assert {n for n in NAMES if after[n] != before[n]} == {"inner"}
+    until("routes", lambda: "10.65.1.0/26" in world.told("inner"))
+    until("End-of-RIB", lambda: not any(r["stale"] for r in world.show("route", "protocol", "Node_172_31_1_5")))
+    monitor.terminate()
+    assert "Deleted" not in monitor.communicate(timeout=10)[0], "its routes stay in the kernel meanwhile"
 
 
 def test_an_ipv6_address_that_comes_and_goes_touches_no_ipv4_session(world: World) -> None:
