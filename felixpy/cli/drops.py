@@ -16,6 +16,10 @@ from libcalico.runtime.control import ControlError, call
 SWITCH_ON = (
     'felixctl patch felixconfiguration default -p \'{"metadata":{"annotations":{"felixpy.io/denyLog":"10/second"}}}\''
 )
+MAKE_ONE = (
+    'echo \'{"apiVersion":"projectcalico.org/v3","kind":"FelixConfiguration","metadata":{"name":"default"}}\''
+    " | felixctl create --skip-exists -f -"
+)
 _WAIT_S = 20.0
 _HEAD = ["TIME", "DIRECTION", "FROM", "TO", "PROTOCOL", "DENIED BY", "RULE"]
 
@@ -36,7 +40,8 @@ async def run(args: argparse.Namespace) -> int:
         answer: Any = await _ask(args, after)
         if not answer["enabled"] and not answer["drops"]:
             sys.stderr.write(f"The log of denied packets is off on this node.  Switch it on, for all nodes, with\n"
-                             f"  {SWITCH_ON}\n")  # fmt: skip
+                             f"  {SWITCH_ON}\nIf there is no such object yet, before that\n"
+                             f"  {MAKE_ONE}\n")  # fmt: skip
             return 1
         if answer["problem"]:
             sys.stderr.write(f"{answer['problem']}\n")

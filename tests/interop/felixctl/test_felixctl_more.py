@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from felixpy.cli.drops import MAKE_ONE, SWITCH_ON
 from felixpy.cli.edit import json_patch
 from felixpy.cli.kinds import TABLES, kind_of
 from felixpy.cli.main import main
@@ -247,3 +249,22 @@ def test_no_document_makes_a_traceback(
     assert bool(errors) is bool(code)
     assert "Traceback" not in errors
     assert R not in errors
+
+
+def test_what_drops_says_to_do_can_be_done_whether_or_not_there_is_a_configuration_and_keeps_its_settings(
+    ctl: Ctl,
+) -> None:
+    def obey() -> None:
+        for text in (MAKE_ONE, SWITCH_ON):
+            stdin, _, command = text.rpartition(" | ")
+            words = shlex.split(command)
+            assert words[0] == "felixctl"
+            done = ctl(*words[1:], stdin=shlex.split(stdin)[1] if stdin else "")
+            assert done.returncode == 0, done.stderr
+
+    obey()
+    assert ctl("patch", "felixconfiguration", "default", "-p", "spec: {healthEnabled: true}").returncode == 0
+    obey()
+    found = yaml.safe_load(ctl("get", "felixconfiguration", "default", "-o", "yaml").stdout)
+    assert found["metadata"]["annotations"]["felixpy.io/denyLog"] == "10/second"
+    assert found["spec"]["healthEnabled"] is True
