@@ -95,7 +95,8 @@ def test_a_restart_time_is_given_as_it_is_also_none_at_all_and_never_more_than_t
         assert {p.restart_time_s for p in config.peers} == {expected}
         renderer = Renderer(jinja2.FileSystemLoader(ConfdSettings().folder / "templates"))
         values = {"bgp": config, "passwords": {}, "python": "python3", "relay": "relay", "socket": "s"}
-        assert f"graceful-restart {120 if expected is None else expected};" in renderer.render("exabgp.conf.j2", values)
+        words = {None: "120", 0: "disable"}.get(expected, str(expected))  # for ExaBGP 0 means the hold time
+        assert f"graceful-restart {words};" in renderer.render("exabgp.conf.j2", values)
 
 
 def test_in_a_mesh_a_node_without_an_as_number_is_of_the_global_as_also_for_one_that_has_its_own() -> None:
