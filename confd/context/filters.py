@@ -77,6 +77,8 @@ class FilterReader:
             raise NotUsable(f"interface {rule.interface!r} can be no interface's name")
         if rule.operations and rule.action != "Accept":
             raise NotUsable("operations go with action Accept only")
+        if rule.communities and not rule.communities.values:
+            raise NotUsable("communities: there is no value")
         for community in (rule.communities.values or []) if rule.communities else []:
             if not is_community(community):
                 raise NotUsable(f"communities: {community!r} is no community")
@@ -89,6 +91,8 @@ class FilterReader:
             raise NotUsable(f"prefixLength: nothing in {net} is {low} to {high} bits long")
 
     def _operation(self, operation: Any) -> FilterOperation:
+        if not (operation.add_community or operation.prepend_as_path or operation.set_priority):
+            raise NotUsable("operations: one says neither addCommunity nor prependASPath nor setPriority")
         community = operation.add_community.value if operation.add_community else ""
         if community and not is_community(community):
             raise NotUsable(f"addCommunity: {community!r} is no community")

@@ -13,6 +13,7 @@ import pytest
 from confd.agent.settings import ConfdSettings
 from confd.context.bgp import BgpContext
 from confd.render import Renderer, RenderError
+from libcalico.model.speaker import FilterRule
 from tests.unit.confd.test_context import R, node, store_of
 
 EVERYTHING: dict[str, Any] = {
@@ -165,6 +166,8 @@ ODD = {  # what is wrong: (objects, a word of the problem that is told)
     "the other family": (workload_met_at(localWorkloadPeeringIPV4="fd00::1"), "other family"),
     "a link-local node": (another(ipv6Address="fe80::2/64"), "link-local"),
     "a node of AS 0": (another(ipv4Address="10.0.0.99/24", asNumber=0), "RFC 7607"),
+    "no community to match": (filtered(action="Accept", communities={"values": []}), "there is no value"),
+    "an empty operation": (filtered(action="Accept", operations=[{}]), "neither addCommunity"),
     "quotes in a filter": (filtered(action="Accept", interface='a"b'), "interface"),
 }  # fmt: skip
 
@@ -177,6 +180,8 @@ def test_one_odd_value_is_named_and_all_else_is_as_without_it(what: str, tmp_pat
     assert config is not None
     assert any(word in problem for problem in context.problems.values()), context.problems
     assert {"Mesh_10_0_0_9", "Mesh_10_0_1_30"} <= {p.name for p in config.peers}
+    odd_rules = [r for p in config.peers if p.name == "Global_10_0_9_3" for r in p.filters.export_v4]
+    assert all(r == FilterRule(action="Reject") for r in odd_rules), "what a rule that cannot be used might match"
     assert (config.listen_port, config.ipv4_normal_route_priority, config.ipv6_normal_route_priority) == (
         179, 1024, 1024
     )  # fmt: skip
