@@ -28,6 +28,7 @@ from felixpy.calc.floating_ips import FloatingIps
 from felixpy.calc.host_endpoints import HostEndpoints
 from felixpy.calc.interfaces import Interfaces
 from felixpy.calc.ip_sets import IpSets
+from felixpy.calc.local_endpoints import LocalEndpoints
 from felixpy.calc.parse import (
     NAMESPACE_LABEL,
     InvalidPolicy,
@@ -59,7 +60,7 @@ from libcalico.model.codec import InvalidValue, decode_value
 from libcalico.model.ipam import AllocationBlock
 from libcalico.model.keys import BlockKey, ResourceKey, parse_key
 from libcalico.model.resources import FelixConfigurationSpec, ReportingResource, Resource
-from libcalico.reconcile import Index, Table
+from libcalico.reconcile import Table
 
 DEFAULT_ALLOW_PROFILE = "projectcalico-default-allow"
 POLICY_KINDS = frozenset({"NetworkPolicy", "GlobalNetworkPolicy", "StagedNetworkPolicy", "StagedGlobalNetworkPolicy"})
@@ -107,8 +108,7 @@ class CalcGraph:
         self._config_annotations: dict[str, dict[str, str]] = {}
         self._config = FelixConfig()
         self._workloads: dict[str, EndpointId] = {}
-        self._local: dict[EndpointId, tuple[WorkloadEndpointState, dict[str, str]]] = {}
-        self._on_interface: Index[tuple[str, str], EndpointId] = Index()
+        self._locals = LocalEndpoints(self._activate, self._on_conflict)
         self._hosts: dict[str, HostEndpointId] = {}
         self._policy_keys: dict[PolicyId, dict[str, ParsedPolicy]] = {}
         self._policy_of_key: dict[str, PolicyId] = {}
@@ -163,7 +163,7 @@ class CalcGraph:
             if key.kind in POLICY_KINDS:
                 self._on_policy(path, key, decoded, raw, mod_revision)
             elif key.kind == "WorkloadEndpoint":
-                self._on_workload(path, key, decoded)
+                self._on_workload(path, key, decoded, mod_revision)
             elif key.kind == "HostEndpoint":
                 self._on_host(path, key, decoded, raw, mod_revision)
             elif key.kind == "Profile":
@@ -264,38 +264,26 @@ class CalcGraph:
 
     # --- endpoints and network sets ---------------------------------------------------------------------------------
 
-    def _on_workload(self, path: str, key: ResourceKey, decoded: Resource[Any] | None) -> None:
+    def _on_workload(self, path: str, key: ResourceKey, decoded: Resource[Any] | None, mod_revision: int) -> None:
         state = None if decoded is None else parse_workload_endpoint(key, decoded)
         old = self._workloads.pop(path, None)
         if old is not None and (state is None or state.id != old):
             self.ip_sets.remove_item(old)
-            self._set_local(old, None, {})
+            self._locals.drop(old)
         if state is None or decoded is None:
             return
         self._workloads[path] = state.id
         labels = workload_labels(decoded, key.namespace)
         nets = tuple(addr.host_prefix for addr in state.addresses)
         self.ip_sets.put_item(state.id, labels, state.profiles, nets, state.ports)
-        self._set_local(state.id, state if self._is_local(state.id.node) else None, labels)
+        if self._is_local(state.id.node):
+            self._locals.put(state.id, state, labels, path, mod_revision)
 
-    def _set_local(self, endpoint: EndpointId, state: WorkloadEndpointState | None, labels: dict[str, str]) -> None:
-        """Two endpoints may claim one interface: the lower id has it, the other waits in its shadow."""
-        old = self._local.pop(endpoint, None)
-        touched: dict[tuple[str, str], None] = {}
-        if old is not None:
-            self._on_interface.remove((endpoint.node, old[0].interface), endpoint)
-            touched[endpoint.node, old[0].interface] = None
-        if state is not None:
-            self._local[endpoint] = (state, labels)
-            self._on_interface.add((endpoint.node, state.interface), endpoint)
-            touched[endpoint.node, state.interface] = None
-        if old is not None and state is None:
-            self._activate(endpoint, None, {})
-        for interface in touched:
-            claimants = self._on_interface.of(interface)
-            first = min(claimants, default=None)
-            for claimant in claimants:
-                self._activate(claimant, *(self._local[claimant] if claimant == first else (None, {})))
+    def _on_conflict(self, path: str, reason: str, mod_revision: int) -> None:
+        if reason:
+            self.report_fault(path, reason, mod_revision)
+        else:
+            self.problems.discard(path)
 
     def _is_local(self, node: str) -> bool:
         return self._every_node or node == self.node

@@ -103,3 +103,29 @@ def test_a_rule_by_http_is_in_force_without_that_and_its_author_is_told() -> Non
     assert (problem.closed, "spec.ingress[0].http" in problem.reason) == (False, True)
     node.put("globalnetworkpolicies/p", {"selector": "all()", "types": ["Ingress"], "ingress": [rule | {"http": None}]})
     assert node.policies()["workload"] == ["p"]
+
+
+def test_endpoints_that_ask_for_one_interface_or_one_address_are_named_until_it_is_settled() -> None:
+    node = Node()
+
+    def put(container: str, interface: str, address: str) -> None:
+        spec = {**WORKLOAD, "containerID": container, "interfaceName": interface, "ipNetworks": [f"{address}/32"]}
+        node.put(f"workloadendpoints/red/n1-cni-{container}-eth0", spec)
+
+    def named() -> dict[str, str]:
+        return {key[-7:-5]: problem.reason for key, problem in node.graph.problems.items()}
+
+    put("c2", "cali1", "10.0.0.2")
+    assert list(named()) == ["c2"]
+    assert "red/c1 eth0) has cali1" in named()["c2"]
+    put("c2", "cali2", "10.0.0.2")
+    assert named() == {}
+    put("c2", "cali2", "10.0.0.1")
+    assert list(named()) == ["c1"]
+    assert "10.0.0.1 leads to WorkloadEndpoint(n1 cni red/c2 eth0)" in named()["c1"]
+    node.put("workloadendpoints/red/n1-cni-c2-eth0", None)
+    assert named() == {}
+    put("c2", "cali1", "10.0.0.1")
+    assert list(named()) == ["c2"]
+    node.put("workloadendpoints/red/n1-cni-c1-eth0", None)
+    assert named() == {}
