@@ -51,17 +51,17 @@ async def version(args: argparse.Namespace) -> int:
     print(f"Client Version:    {own}")
     if args.client:
         return 0
-    import json
-
     from felixpy.cli.connect import open_store
     from libcalico.model.keys import ResourceKey
+    from libcalico.model.stored import parse_object
 
     store = open_store(args.config)
     try:
         row = await store.get(ResourceKey("ClusterInformation", "default").path)
     finally:
         await store.close()
-    spec = json.loads(row.value).get("spec") or {} if row is not None else {}
+    found = (parse_object(row.value) or {}).get("spec") if row is not None else None
+    spec = found if isinstance(found, dict) else {}
     print(f"Cluster Version:   {spec.get('calicoVersion') or 'unknown'}")
     print(f"Cluster Type:      {spec.get('clusterType') or 'unknown'}")
     return 0

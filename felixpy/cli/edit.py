@@ -162,7 +162,8 @@ async def label(store: Datastore, args: argparse.Namespace) -> int:
 def _relabel(name: str, value: str | None, said: list[str], *, overwrite: bool) -> Callable[[Document], Document]:
     def change(stored: Document) -> Document:
         changed = copy.deepcopy(stored)
-        labels = changed.setdefault("metadata", {}).get("labels") or {}
+        found = changed["metadata"].get("labels")
+        labels = found if isinstance(found, dict) else {}
         if value is None:
             if name not in labels:
                 raise WriteError(f"there is no label {name}")

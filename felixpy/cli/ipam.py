@@ -21,9 +21,9 @@ from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.ipam.snapshot import read_snapshot
 from libcalico.ipam.split import split_pool
 from libcalico.ipam.usage import Usage, borrowed, pool_usage
-from libcalico.model.document import for_create, key_of
-from libcalico.model.keys import RESOURCES, IpamConfigKey, ResourceKey
-from libcalico.model.stored import encode
+from libcalico.model.document import completed, for_create, key_of
+from libcalico.model.keys import RESOURCES, IpamConfigKey, ResourceKey, parse_key
+from libcalico.model.stored import encode, parse_object
 from libcalico.net import Addr
 
 _AT_ONCE = 100  # operations of one transaction; etcd takes 128
@@ -274,7 +274,8 @@ async def _split(store: Datastore, args: argparse.Namespace) -> int:
     if not args.cidr and not args.name:
         raise WriteError("no name or CIDR provided. Provide a name or CIDR to denote the IP pool to split")
     cluster = await store.get(ResourceKey("ClusterInformation", "default").path)
-    if cluster is None or (json.loads(cluster.value).get("spec") or {}).get("datastoreReady") is not False:
+    spec = (parse_object(cluster.value) or {}).get("spec") if cluster else None
+    if not isinstance(spec, dict) or spec.get("datastoreReady") is not False:
         raise WriteError("datastore is not locked. Run `felixctl datastore lock` in order to split the IP pools")
     row, old = await _pool(store, args)
     name, now = old["metadata"]["name"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -299,12 +300,12 @@ async def _split(store: Datastore, args: argparse.Namespace) -> int:
 
 async def _pool(store: Datastore, args: argparse.Namespace) -> tuple[KeyValue, dict[str, Any]]:
     for row in (await store.list(f"{RESOURCES}ippools/")).items:
-        document = json.loads(row.value)
-        spec = document.get("spec") or {}
-        if (args.name and document["metadata"]["name"] == args.name) or (
-            not args.name and spec.get("cidr") == args.cidr
-        ):
-            return row, document
+        key, stored = parse_key(row.key), parse_object(row.value)
+        spec = (stored or {}).get("spec")
+        if stored is None or not isinstance(key, ResourceKey) or not isinstance(spec, dict):
+            continue  # felixctl doctor names it
+        if (key.name == args.name) if args.name else (spec.get("cidr") == args.cidr):
+            return row, completed(stored, key)
     what = f"with name {args.name}" if args.name else f"covering the specified CIDR {args.cidr}"
     raise WriteError(f"unable to find IP pool {what}")
 

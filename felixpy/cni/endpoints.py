@@ -16,7 +16,7 @@ from felixpy.cni.request import Request
 from libcalico.clock import Clock
 from libcalico.datastore.api import Datastore, KeyValue, Put, unchanged
 from libcalico.model.keys import RESOURCES, ResourceKey
-from libcalico.model.stored import encode
+from libcalico.model.stored import encode, parse_object
 from libcalico.validation.endpoints import workload_name
 
 ORCHESTRATOR = "cni"
@@ -55,7 +55,8 @@ class Endpoints:
         row = await self._store.get(ResourceKey("ClusterInformation", "default").path)
         if row is None:
             raise CniError(TRY_AGAIN, "there is no ClusterInformation: the datastore has not been set up")
-        if json.loads(row.value).get("spec", {}).get("datastoreReady") is not True:
+        spec = (parse_object(row.value) or {}).get("spec")
+        if not isinstance(spec, dict) or spec.get("datastoreReady") is not True:
             raise CniError(TRY_AGAIN, "Calico is currently not ready to process requests", "datastoreReady is not set")
 
     def key(self, request: Request) -> str:

@@ -62,9 +62,8 @@ def completed(document: Document, key: ResourceKey) -> Document:
     {'name': 'a'}
     """
     given = document.get("metadata")
-    if given is not None and not isinstance(given, dict):
-        return document
-    metadata = {name: value for name, value in (given or {}).items() if name not in {"name", "namespace"} or value}
+    told = given if isinstance(given, dict) else {}
+    metadata = {name: value for name, value in told.items() if name not in {"name", "namespace"} or value}
     metadata = {"name": key.name, **({"namespace": key.namespace} if key.namespace else {}), **metadata}
     whole = {"apiVersion": API_VERSION, "kind": key.kind, "metadata": metadata}
     missing = {name: value for name, value in whole.items() if not document.get(name)}

@@ -188,3 +188,21 @@ def test_a_tier_and_a_filter_that_were_put_with_etcdctl_as_a_spec_alone_are_ther
     done = ctl("apply", "-f", "-", stdin=text)
     assert (done.returncode, done.stderr) == (0, "")
     assert "GlobalNetworkPolicy platform.p is in this tier" in ctl("delete", "tier", "platform").stderr
+
+
+def test_a_pool_that_was_put_as_a_spec_alone_is_split_beside_one_that_cannot_be_read(ctl: Ctl) -> None:
+    ctl.etcd.ctl("put", f"{R}clusterinformations/default", json.dumps({"spec": {"datastoreReady": False}}))
+    ctl.etcd.ctl("put", f"{R}ippools/broken", "[]")
+    ctl.etcd.ctl("put", f"{R}ippools/pods", json.dumps({"spec": {"cidr": "10.44.0.0/24"}}))
+    done = ctl("ipam", "split", "2", "--name=pods")
+    assert done.returncode == 0, done.stderr
+    assert "Created split-pods-1 with CIDR 10.44.0.128/25." in done.stdout
+
+
+@pytest.mark.parametrize("value", ["[]", "null", '{"metadata":[],"spec":null}'])
+def test_what_lies_there_by_a_slip_gives_one_line_and_no_traceback(ctl: Ctl, value: str) -> None:
+    for path in ("clusterinformations/default", "nodes/n"):
+        ctl.etcd.ctl("put", f"{R}{path}", value)
+    for words in (("version",), ("label", "node", "n", "a=b"), ("ipam", "split", "2", "--name=p"), ("get", "nodes")):
+        assert "Traceback" not in ctl(*words).stderr, words
+    assert ctl.stored("nodes/n")["metadata"]["labels"] == {"a": "b"}

@@ -75,6 +75,11 @@ def test_what_somebody_has_broken_by_hand_stops_neither_gc_nor_del(served: Node)
     assert {text.partition("@")[0] for text in served.handles()} == {"net.c1"}
     served.ctl("del", block.replace("64-26", "128-26"))
     assert first in served.endpoints()
+    served.ctl("put", "--", f"{R}clusterinformations/default", '{"spec":null}')
+    with pytest.raises(Failed) as why:
+        served.run("ADD", conf, "c3", "/run/netns/p1")
+    assert "not ready" in why.value.value["msg"]
+    served.put("clusterinformations/default", {"datastoreReady": True})
     for number in (1, 2):
         served.run("DEL", conf, f"c{number}", f"/run/netns/p{number}")
 
