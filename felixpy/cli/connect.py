@@ -27,6 +27,9 @@ def settings(file: str, environ: Mapping[str, str]) -> dict[str, str]:
             be there: its user means another datastore than the one that would be found without it.
     """
     found = dict(environ)
+    for variable in ("CALICO_DATASTORE_TYPE", "DATASTORE_TYPE"):
+        if (kind := environ.get(variable)) and kind != "etcdv3":
+            raise ValueError(f"{variable} {kind!r} is not supported, only etcdv3")
     try:
         document: Any = yaml.safe_load(Path(file).read_text())
     except FileNotFoundError:

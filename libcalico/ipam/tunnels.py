@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,8 @@ from libcalico.datastore.api import Datastore, Put, unchanged
 from libcalico.ipam import block as blocks
 from libcalico.ipam.block import AlreadyAssigned, Block, BlockError
 from libcalico.ipam.client import IpamClient, IpamError
+from libcalico.ipam.pools import read_pool
+from libcalico.ipam.view import may_be_used
 from libcalico.model.codec import decode_value
 from libcalico.model.keys import RESOURCES, ResourceKey
 from libcalico.model.resources import IPPoolSpec
@@ -61,7 +62,7 @@ class Tunnel(enum.Enum):
 
 
 class TunnelPool(msgspec.Struct, frozen=True):
-    """A pool as far as it matters here; ``usable``: neither disabled nor being deleted."""
+    """A pool as far as it matters here; ``usable``: addresses may be taken from it."""
 
     name: str
     prefix: Prefix
@@ -273,10 +274,10 @@ class _Work:
             try:
                 pool = decode_value(key, row.value)
                 prefix = Prefix.parse(pool.spec.cidr, strict=False)
-                deleting = bool((json.loads(row.value).get("metadata") or {}).get("deletionTimestamp"))
+                usable = read_pool(key.name, pool.spec) is not None and may_be_used(row)
             except ValueError:  # an unusable pool is no pool; felixctl doctor names it
                 continue
-            found.append(TunnelPool(key.name, prefix, pool.spec, not pool.spec.disabled and not deleting))
+            found.append(TunnelPool(key.name, prefix, pool.spec, usable))
         return found
 
 

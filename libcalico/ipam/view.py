@@ -96,7 +96,7 @@ def _pools(rows: Sequence[KeyValue], passed_over: list[str]) -> list[Pool]:
     for row in rows:
         key = _resource("IPPool", row)
         try:
-            pool = read_pool(key.name, decode_value(key, row.value).spec) if _may_be_used(row) else None
+            pool = read_pool(key.name, decode_value(key, row.value).spec) if may_be_used(row) else None
         except ValueError as why:
             passed_over.append(f"{key}: {why}")
             continue
@@ -105,7 +105,7 @@ def _pools(rows: Sequence[KeyValue], passed_over: list[str]) -> list[Pool]:
     return found
 
 
-def _may_be_used(row: KeyValue) -> bool:
+def may_be_used(row: KeyValue) -> bool:
     """Neither being deleted nor marked by Calico's pool controller (it overlaps an older pool)."""
     document = parse_object(row.value) or {}
     metadata, status = document.get("metadata"), document.get("status")

@@ -139,6 +139,12 @@ def test_a_configuration_that_was_named_must_be_there(ctl: Ctl) -> None:
     assert (done.returncode, done.stderr) == (1, "/nonexistent.cfg: No such file or directory\n")
 
 
+def test_another_kind_of_datastore_is_refused_wherever_it_is_named(monkeypatch: pytest.MonkeyPatch, ctl: Ctl) -> None:
+    monkeypatch.setenv("DATASTORE_TYPE", "kubernetes")
+    done = ctl("get", "nodes")
+    assert (done.returncode, done.stderr) == (1, "DATASTORE_TYPE 'kubernetes' is not supported, only etcdv3\n")
+
+
 def test_a_flag_of_calicoctl_that_has_no_meaning_here_is_taken(ctl: Ctl) -> None:
     for words in (("--allow-version-mismatch", "get", "nodes"), ("get", "nodes", "--allow-version-mismatch")):
         assert ctl(*words).returncode == 0

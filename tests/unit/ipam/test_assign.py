@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -11,9 +12,12 @@ from libcalico.datastore.memory import MemoryDatastore
 from libcalico.ipam.block import InvalidBlock
 from libcalico.ipam.client import IpamClient, IpamError
 from libcalico.ipam.snapshot import read_snapshot
+from libcalico.ipam.tunnels import Tunnel, ensure_tunnel_address
 from libcalico.model.keys import BlockKey, ResourceKey
 from libcalico.net import IPV4, Addr, Prefix
 from tests.ipam_world import World, used
+
+REFUSED = {"type": "Allocatable", "status": "False"}  # as Calico's pool controller marks a pool
 
 
 async def client_of(world: World, node: str = "a") -> tuple[IpamClient, MemoryDatastore]:
@@ -99,13 +103,22 @@ async def test_one_object_that_cannot_be_used_stops_no_pod(kind: str, spec: dict
 async def test_a_pool_that_is_being_deleted_or_is_marked_by_calico_gives_no_address() -> None:
     world = World().cluster().node("a").pool("good", "10.2.0.0/24")
     ipam, store = await client_of(world)
-    refused = b'{"conditions":[{"type":"Allocatable","status":"False"}]}'
+    refused = json.dumps({"conditions": [REFUSED]}).encode()
     marked = b'{"metadata":{"name":"m"},"spec":{"cidr":"10.0.0.0/24"},"status":' + refused + b"}"
     going = b'{"metadata":{"name":"g","deletionTimestamp":"2026-11-21T00:00:00Z"},"spec":{"cidr":"10.1.0.0/24"}}'
     await store.put(ResourceKey("IPPool", "a-marked").path, marked)
     await store.put(ResourceKey("IPPool", "b-going").path, going)
     ((addr, _),) = await ipam.auto_assign(IPV4, 1, "h", {"node": "a"})
     assert str(addr).startswith("10.2.0.")
+
+
+async def test_a_tunnel_gets_an_address_beside_pools_that_give_none() -> None:
+    world = World().cluster().node("a").pool("good", "10.2.0.0/24", vxlanMode="Always")
+    _, store = await client_of(world.pool("size", "10.3.0.0/24", vxlanMode="Always", blockSize=3))
+    marked = {"spec": {"cidr": "10.1.0.0/24", "vxlanMode": "Always"}, "status": {"conditions": [REFUSED]}}
+    await store.put(ResourceKey("IPPool", "a-marked").path, json.dumps(marked).encode())
+    address = await ensure_tunnel_address(store, SystemClock(), random.Random(1), "a", Tunnel.VXLAN)
+    assert str(address).startswith("10.2.0.")
 
 
 async def test_an_empty_block_of_a_pool_that_selects_the_node_no_more_is_given_up() -> None:
