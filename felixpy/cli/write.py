@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from felixpy.cli.checks import Checked, Refused, check, check_among_others, check_delete, check_unknown
 from felixpy.cli.yamltext import load_all
 from libcalico.datastore.api import Datastore, Delete, KeyValue, Put, unchanged
+from libcalico.datastore.errors import DatastoreError, Denied, TooLarge
 from libcalico.model.codec import InvalidValue
 from libcalico.model.document import Document, completed, for_create, for_update, key_of
 from libcalico.model.keys import ResourceKey
@@ -268,7 +269,7 @@ async def write_all(
     skipped: Counter[str] = Counter()
     failed: list[str] = []
     revision = 0
-    for one in checked:
+    for place, one in enumerate(checked):
         kind = one.key.kind
         try:
             if writer is not None:
@@ -280,8 +281,14 @@ async def write_all(
                 skipped[kind] += 1
             else:
                 failed.append(f"failed to {verb} '{kind}' resource: [{why}]\n")
-            continue
-        done[kind] += 1
+        except (TooLarge, Denied) as why:  # this object, or this kind for this user
+            failed.append(f"failed to {verb} '{kind}' resource: [{one.key}: {why}]\n")
+        except DatastoreError as why:
+            left = len(checked) - place - 1
+            failed.append(f"failed to {verb} '{kind}' resource: [{one.key}: {why}]; {left} more were not tried\n")
+            break
+        else:
+            done[kind] += 1
     for kind, count in done.items():
         print(f"Successfully {_DONE[verb]} {count} '{kind}' resource(s)")
     for kind, count in skipped.items():

@@ -35,5 +35,9 @@ class NoSpace(DatastoreError):
     """etcd's alarm NOSPACE is raised."""
 
 
+class TooLarge(DatastoreError):
+    """A message is over a size limit, ours or the server's."""
+
+
 class Denied(DatastoreError):
     """Wrong credentials, an untrusted certificate, or a role without permission."""

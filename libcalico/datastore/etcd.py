@@ -21,7 +21,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 from libcalico.datastore import etcd_wire as wire
 from libcalico.datastore.api import Compare, Get, GetAll, KeyValue, Op, Page, StoreStatus, TxnResult, WatchBatch
-from libcalico.datastore.errors import Compacted, DatastoreError, Denied, OutcomeUnknown, Unavailable
+from libcalico.datastore.errors import Compacted, DatastoreError, Denied, OutcomeUnknown, TooLarge, Unavailable
 from libcalico.datastore.etcd_settings import EtcdSettings, target
 from libcalico.datastore.etcd_watch import WatchStream
 from libcalico.datastore.pb import MESSAGES
@@ -177,7 +177,7 @@ class EtcdDatastore:
                     key=start, range_end=end, limit=size, revision=revision,
                 )  # fmt: skip
                 return answer, size
-            except wire.TooLarge:
+            except TooLarge:
                 if size == 1:
                     raise
                 size = size // 2 if size else PAGE_SIZE

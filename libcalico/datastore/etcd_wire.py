@@ -11,12 +11,8 @@ import grpc
 import grpc.aio
 
 from libcalico.datastore.api import Compare, CompareTarget, Delete, Event, Get, GetAll, KeyValue, Op, Put, StoreStatus
-from libcalico.datastore.errors import Compacted, DatastoreError, Denied, NoSpace, OutcomeUnknown, Unavailable
+from libcalico.datastore.errors import Compacted, DatastoreError, Denied, NoSpace, OutcomeUnknown, TooLarge, Unavailable
 from libcalico.datastore.pb import MESSAGES
-
-
-class TooLarge(DatastoreError):
-    """A message is over a size limit, ours or the server's."""
 
 
 class NotFound(DatastoreError):
@@ -150,6 +146,8 @@ def translate(code: grpc.StatusCode, details: str, endpoint: str, *, write: bool
         if "space exceeded" in details:
             return NoSpace(text)
         return Unavailable(text) if "too many requests" in details else TooLarge(text)
+    if code is status.INVALID_ARGUMENT and "request is too large" in details:
+        return TooLarge(text)
     if code is status.NOT_FOUND:
         return NotFound(text)
     if code is status.UNAVAILABLE:

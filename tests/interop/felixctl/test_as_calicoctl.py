@@ -87,6 +87,18 @@ def test_one_refused_object_does_not_stop_the_others(ctl: Ctl) -> None:
     )
 
 
+@pytest.mark.parametrize("count", [100_000, 130_000])  # over etcd's own limit of 1.5 MiB, and over that of its gRPC
+def test_an_object_that_etcd_does_not_take_stops_no_other(ctl: Ctl, count: int) -> None:
+    nets = [f"10.{number >> 8 & 255}.{number & 255}.0/24" for number in range(count)]
+    big = {"kind": "GlobalNetworkSet", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "big"}}
+    (ctl.folder / "1.json").write_text(json.dumps({**big, "spec": {"nets": nets}}))
+    (ctl.folder / "2.json").write_text(manifest("GlobalNetworkSet", "small"))
+    done = ctl("apply", "-f", str(ctl.folder))
+    assert done.returncode == 1
+    assert "Successfully applied 1 'GlobalNetworkSet'" in done.stdout
+    assert "[GlobalNetworkSet(big): " in done.stderr
+
+
 def test_validation_names_the_faults_of_all_documents(ctl: Ctl) -> None:
     wrong = manifest("IPPool", "p", cidr="10.0.0.0/99"), manifest("GlobalNetworkSet", "Q"), manifest("Tier", "fine")
     for verb in ("validate", "apply"):
