@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,8 +67,23 @@ async def _export(store: Datastore, filename: str) -> int:
 
 
 def _save(path: Path, text: str) -> None:
-    path.touch(mode=0o600)  # it may hold secrets
-    path.write_text(text)
+    """Whole or not at all, so that a full disk leaves the last export; for its owner only: it may hold secrets."""
+    if path.exists() and not path.is_file():  # a pipe, /dev/stdout
+        path.write_text(text)
+        return
+    target = path.resolve()
+    staged = target.with_name(f".{target.name}.new")
+    try:
+        staged.unlink(missing_ok=True)
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        staged.replace(target)
+    except OSError as why:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+        raise WriteError(f"{path}: {why.strerror}") from None
 
 
 def _dump(rows: Iterable[KeyValue], revision: int) -> str:

@@ -259,7 +259,7 @@ def _save(path: Path, report: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(report, indent=2) + "\n")
     except OSError as why:
-        raise WriteError(f"{path}: {why}") from None
+        raise WriteError(f"{path}: {why.strerror}") from None
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -91,12 +91,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "completion":
             return int(_module(verb).completion(args, list(VERBS)))
-        return asyncio.run(_run(verb, args))
+        code = asyncio.run(_run(verb, args))
+        sys.stdout.flush()  # here, where a full disk can be told
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has enough
         return 0
+    except OSError as why:
+        sys.stderr.write(f"{why.filename or 'output'}: {why.strerror}\n" if why.strerror else f"{why!r}\n")
+        return EX_FAILURE
     except Exception as why:
         if not _is_expected(why):
             raise

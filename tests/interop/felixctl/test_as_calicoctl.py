@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -224,3 +227,26 @@ def test_what_lies_there_by_a_slip_gives_one_line_and_no_traceback(ctl: Ctl, val
     for words in (("version",), ("label", "node", "n", "a=b"), ("ipam", "split", "2", "--name=p"), ("get", "nodes")):
         assert "Traceback" not in ctl(*words).stderr, words
     assert ctl.stored("nodes/n")["metadata"]["labels"] == {"a": "b"}
+
+
+def test_an_export_is_whole_and_private_or_leaves_the_last_one(ctl: Ctl) -> None:
+    assert ctl("apply", "-f", "-", stdin=manifest("GlobalNetworkSet", "s")).returncode == 0
+    last = ctl.folder / "cluster.yaml"
+    last.write_text("the last one")
+    last.chmod(0o644)
+    (ctl.folder / ".cluster.yaml.new").mkdir()  # nothing can be written beside it
+    refused = ctl("datastore", "export", "-f", str(last))
+    assert (refused.returncode, last.read_text()) == (1, "the last one")
+    assert refused.stderr == f"{last}: Is a directory\n"
+    (ctl.folder / ".cluster.yaml.new").rmdir()
+    assert ctl("datastore", "export", "-f", str(last)).returncode == 0
+    assert (last.stat().st_mode & 0o777, "format: felixctl" in last.read_text()) == (0o600, True)
+    assert ctl("datastore", "export", "-f", "/nonexistent/x").stderr == "/nonexistent/x: No such file or directory\n"
+    command = [sys.executable, "-m", "felixpy.cli.main", "get", "globalnetworksets"]
+    with Path("/dev/full").open("w") as out:
+        full = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env={**os.environ, "ETCD_ENDPOINTS": ctl.etcd.url},
+            check=False,
+        )  # fmt: skip
+    assert (full.returncode, full.stderr.splitlines()[0]) == (1, "output: No space left on device")
+    assert "Traceback" not in full.stderr
