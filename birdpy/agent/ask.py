@@ -11,6 +11,8 @@ from typing import Any
 from birdpy.agent.settings import BirdpySettings
 from libcalico.runtime.control import ControlError, call
 
+_ROUTE = "show route [for ADDRESS] [protocol NAME] [export NAME] [all]"
+
 
 def ask(settings: BirdpySettings, args: argparse.Namespace) -> int:
     """0; 1: it says no, or does not answer."""
@@ -59,9 +61,9 @@ def _options(words: list[str]) -> dict[str, str]:
         if word == "all":
             continue
         if word not in {"for", "protocol", "export"}:
-            raise ValueError(f"unexpected {word!r}")
+            raise ValueError(f"unexpected {word!r}: {_ROUTE}")
         value = next(rest, None)
         if value is None:
-            raise ValueError(f"{word} what?")
+            raise ValueError(f"{word} what? {_ROUTE}")
         options[word] = value
     return options
