@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,10 @@ def test_the_file_that_purge_runs_lies_where_the_script_looks_for_it() -> None:
     copied = re.search(r"site-packages/(\S+) ", (PACKAGING / "debian" / "prerm").read_text())
     assert copied is not None
     assert (ROOT / copied[1]).is_file()
+
+
+def test_every_program_of_the_project_stays_in_the_installed_environment() -> None:
+    """felixpy-lab has no other folder to take a lab's programs from, the CNI plugins among them."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    kept = set(re.findall(r"! -name (\S+)", (PACKAGING / "stage").read_text()))
+    assert scripts.keys() <= kept, scripts.keys() - kept
