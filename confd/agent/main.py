@@ -31,21 +31,21 @@ def _parser() -> argparse.ArgumentParser:
     def flag(name: str, **options: Any) -> None:
         parser.add_argument(f"-{name}", f"--{name}", dest=name.replace("-", "_"), **options)
 
-    parser.add_argument("--config-file", type=Path, default=CONFIG_FILE)
+    parser.add_argument("--config-file", type=Path, default=CONFIG_FILE, help=f"settings (default {CONFIG_FILE})")
     flag("onetime", action="store_true", default=None, help="render once and exit")
     flag("noop", action="store_true", default=None, help="write nothing, show what would change")
     flag("watch", action="store_true", help="render on every change (the default)")
     flag("interval", type=float, help="render at least this often, in seconds")
-    flag("backend", choices=["calico", "etcd", "file"])
+    flag("backend", choices=["calico", "etcd", "file"], help="where the keys come from (default calico)")
     flag("confdir", help="folder with conf.d and templates (default: those of the package)")
     flag("output-dir", help="where relative destinations lie")
     flag("prefix", help="put before all keys")
     flag("node", action="append", help="etcd endpoint; may be given several times")
     flag("nodename", help="name of this node (backend calico)")
     flag("file", action="append", help="YAML or JSON file (backend file)")
-    flag("keep-stage-file", action="store_true", default=None)
+    flag("keep-stage-file", action="store_true", default=None, help="leave what was rendered beside its destination")
     flag("sync-only", action="store_true", default=None, help="swap files, run no reload commands")
-    flag("log-level")
+    flag("log-level", help="debug, info, warning or error")
     flag("log-format", choices=["auto", "console", "json"])
     return parser
 

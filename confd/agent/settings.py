@@ -21,8 +21,8 @@ class ConfdSettings(msgspec.Struct, frozen=True):
             and birdpy, and ``bird``, for BIRD 2 instead of them.
         output_dir: Where relative destinations lie.
         prefix: Put before the keys of all resources (backend etcd).
-        node: Name of this node (backend calico); empty: see
-            :mod:`libcalico.runtime.nodename`.
+        node: Name of this node (backend calico); empty: ``NODENAME``, what /var/lib/calico/nodename says, or the host
+            name in lower case.
         router_id: Of BGP: an IPv4 address, or ``hash``; empty: ``CALICO_ROUTER_ID``, else the node's IPv4 address.
         interval_s: Render anew at least this often; 0: only on changes.
         settle_s: Changes are rendered when none has come for so long.
@@ -33,6 +33,13 @@ class ConfdSettings(msgspec.Struct, frozen=True):
         poll_s: How often files beside the datastore (secrets) are looked at.
         http_host: Where /liveness, /readiness and /metrics are served; empty: on all addresses.
         http_port: And on which port; 0: nowhere.
+        log_level: debug, info, warning, error.
+        log_format: auto, console, json.
+        onetime: Render once and end.
+        noop: Write nothing, show what would change.
+        keep_stage_file: Leave what was rendered beside its destination.
+        sync_only: Swap files, run no reload commands.
+        file: YAML or JSON files (backend file).
     """
 
     EMPTY_COUNTS: ClassVar[tuple[str, ...]] = ("http_host",)

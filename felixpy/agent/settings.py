@@ -14,7 +14,8 @@ class AgentSettings(msgspec.Struct, frozen=True):
     """Settings of felixpy; environment ``FELIXPY_<NAME>``, file ``/etc/felixpy/felixpy.toml``.
 
     Attributes:
-        node: Name of this node; empty: see :mod:`libcalico.runtime.nodename`.
+        node: Name of this node; empty: ``NODENAME``, what /var/lib/calico/nodename says, or the host name in lower
+            case.
         run_dir: Control socket, and the one of the CNI plugin.
         proc_sys: Where sysctls are written; elsewhere than /proc/sys only in a container that has that read-only.
         log_level: debug, info, warning, error.

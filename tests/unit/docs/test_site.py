@@ -126,3 +126,11 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
     for page in pages:
         loaded = re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=\"?(https?://[^\s\">]+)", page.read_text())
         assert not loaded, f"{page.name} loads {loaded}"
+
+
+def test_every_setting_has_a_meaning_in_plain_words() -> None:
+    """One program each a section; what the tables say comes from docstrings."""
+    tables = generate.settings_page().partition("## FelixConfiguration")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.splitlines() if line.startswith("| `")]
+    assert len(rows) > 40
+    assert not [row[0] for row in rows if not row[-1] or ":mod:" in row[-1] or ":class:" in row[-1]]
