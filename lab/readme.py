@@ -74,7 +74,7 @@ def examples(text: str) -> Iterator[Example]:
         if not line.startswith("    X "):
             number += 1
             continue
-        while line.endswith("\\"):
+        while line.endswith("\\") and number + 1 < len(lines):
             number += 1
             line = line[:-1] + lines[number].strip()
         yield _example(line, lines, number + 1)
@@ -82,15 +82,20 @@ def examples(text: str) -> Iterator[Example]:
 
 
 def _example(line: str, lines: list[str], after: int) -> Example:
-    words = shlex.split(line, comments=True)[1:]
+    try:
+        words = shlex.split(line, comments=True)[1:]
+    except ValueError as why:
+        raise LabError(f"README: `{line.strip()}`: {why}") from None
     pod = ""
-    if words[:1] == ["--pod"]:
+    if words[:1] == ["--pod"] and len(words) > 1:
         pod, words = words[1], words[2:]
     if len(words) < 3 or words[1] != "--":
         raise LabError(f"README: `{line.strip()}` is not X [--pod POD] NODE -- COMMAND")
     if lines[after : after + 2] != ["", _FENCE]:
         return Example(tuple(words[2:]), words[0], pod, None)
     first = after + 2
+    if _FENCE not in lines[first:]:
+        raise LabError(f"README: what `{line.strip()}` shows has no end ({_FENCE})")
     last = lines.index(_FENCE, first)
     return Example(tuple(words[2:]), words[0], pod, "\n".join(lines[first:last]), first, last)
 

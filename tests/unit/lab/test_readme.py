@@ -65,3 +65,17 @@ def test_every_lab_has_a_readme_with_start_things_to_try_and_exercises(path: Pat
     assert {e.node for e in found} <= set(load_topology(path).nodes)
     assert sum(e.shown is not None and e.shown != "" for e in found) >= 3
     assert f"| [{path.parent.name}]({path.parent.name}/) |" in (LABS / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("    X node1 -- echo 'x", "No closing quotation"),
+        ("    X node1 -- echo x\n\n```\nx", "has no end"),
+        ("    X --pod", "is not X"),
+        ("    X node1 -- echo \\", "No escaped character"),
+    ],
+)
+def test_a_readme_that_cannot_be_followed_is_named(text: str, why: str) -> None:
+    with pytest.raises(LabError, match=why):
+        list(readme.examples(text))
