@@ -66,7 +66,7 @@ class AdjRibIn:
         path = paths.pop(key, None) if paths is not None else None
         if paths is None or path is None:
             return None
-        if not any(k[0] == key[0] for k in paths):
+        if not paths or not any(k[0] == key[0] for k in paths):
             self.prefixes_of.remove(key[0], prefix)
         left = self.count(key[0]) - 1
         if left:

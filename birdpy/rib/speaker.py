@@ -312,7 +312,8 @@ class Speaker:
         next_hop = old.attributes.next_hop if old is not None else None
         if next_hop is None or (new is not None and new.attributes.next_hop == next_hop):
             return
-        used = any(p.attributes.next_hop == next_hop for p in self.adj_rib_in.paths(prefix).values())
+        paths = self.adj_rib_in.paths(prefix)
+        used = bool(paths) and any(p.attributes.next_hop == next_hop for p in paths.values())
         if not used and self._next_hop_users.remove(next_hop, prefix):
             self._want_next_hop(next_hop)
 
