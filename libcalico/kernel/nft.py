@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
-from libcalico.kernel.errors import KernelError, Rejected
+from libcalico.kernel.errors import KernelError, Rejected, Unreadable
 
 T = TypeVar("T")
 
@@ -72,8 +72,7 @@ class LibNft:
             if "No such file or directory" in error:
                 return None
             raise KernelError(_tidy(error))
-        objects: list[dict[str, Any]] = json.loads(output)["nftables"]
-        return objects
+        return _objects(output)
 
     def _command(self, text: str, flags: int, check_only: bool) -> tuple[int, str, str]:
         lib = self._lib
@@ -114,6 +113,22 @@ def has_library() -> bool:
     return True
 
 
+def _objects(output: str) -> list[dict[str, Any]]:
+    """What a listing holds.
+
+    Raises:
+        Unreadable: It is no JSON, or the table has flags, which we never give: of one that is dormant no rule is asked.
+            Which flag it is nft 1.0.6 does not say; it writes at random, and what it writes need not be JSON.
+    """
+    try:
+        objects: list[dict[str, Any]] = json.loads(output)["nftables"]
+    except (ValueError, KeyError, TypeError) as why:
+        raise Unreadable(f"nft's listing cannot be read: {why}") from None
+    if any("table" in entry and "flags" in entry["table"] for entry in objects):
+        raise Unreadable("the table has flags that it should not have")
+    return objects
+
+
 def _name_thread() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, THREAD_NAME.encode())
 
@@ -139,8 +154,7 @@ class NftProcess:
             if "No such file or directory" in error:
                 return None
             raise KernelError(_tidy(error))
-        objects: list[dict[str, Any]] = json.loads(output)["nftables"]
-        return objects
+        return _objects(output)
 
     async def _spawn(self, args: list[str], stdin: str) -> tuple[int, str, str]:
         pipe = asyncio.subprocess.PIPE

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from libcalico.dataplane.ruleset import Chain, Element, NftSet, Rule
 from libcalico.kernel import nft_state
-from libcalico.kernel.errors import KernelError, Rejected
+from libcalico.kernel.errors import KernelError, Rejected, Unreadable
 from libcalico.kernel.nft import NftOps
 from libcalico.kernel.nft_state import ChainState
 from libcalico.reconcile import Outcome, RetryQueue, put_or_drop
@@ -123,8 +123,8 @@ class NftReconciler:
 
     @property
     def table_exists(self) -> bool:
-        """True if the last look found our table."""
-        return self._table_exists
+        """True if the last look found our table, and in force."""
+        return self._table_exists and not self._rebuild
 
     @property
     def is_failing(self) -> bool:
@@ -166,12 +166,18 @@ class NftReconciler:
         return outcome
 
     async def _audit(self, outcome: Outcome[str]) -> None:
-        objects = await self._ops.list_table(self._family, self._table)
+        try:
+            objects, self._rebuild = await self._ops.list_table(self._family, self._table), False
+        except Unreadable:  # made anew as a whole
+            objects, self._rebuild = [], True
         self.audit_due = False
         state = nft_state.read_table(objects or [])
         first = not self._seen_chains and not self._seen_sets
         self._table_exists = objects is not None
-        if not first:
+        if self._rebuild:
+            self._digests.clear()
+            outcome.drifted = [self._table]
+        elif not first:
             outcome.drifted = self._drift(state)
         self._seen_chains = state.chains
         self._seen_sets = state.sets

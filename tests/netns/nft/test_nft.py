@@ -149,6 +149,36 @@ def test_what_others_break_is_noticed_at_once_and_repaired(ns: Namespace, damage
     ns.inside(work)
 
 
+def test_a_table_that_somebody_put_to_sleep_is_made_anew_also_by_the_next_process(
+    ns: Namespace, make_ops: type[LibNft] | type[NftProcess]
+) -> None:
+    async def work() -> None:
+        ops: NftOps = make_ops()
+        nft = NftReconciler(ops)
+        want_all(nft)
+        await nft.reconcile(0)
+        ns.run("nft", "add table inet calico { flags dormant; }")
+        nft.audit_due = True
+        outcome = await nft.reconcile(0)
+        assert (outcome.failed, outcome.drifted, nft.is_failing) == ({}, ["calico"], False)
+        assert "dormant" not in ns.run("nft", "list", "ruleset")
+        nft.audit_due = True
+        assert (await nft.reconcile(0)).changed == 0
+
+        ns.run("nft", "add table inet calico { flags dormant; }")
+        second = NftReconciler(ops)
+        await second.reconcile(0)
+        assert not second.table_exists, "what sleeps holds nobody back"
+        want_all(second)
+        second.start_sweep()
+        await second.reconcile(0)
+        assert "dormant" not in ns.run("nft", "list", "ruleset")
+        second.audit_due = True
+        assert ((await second.reconcile(0)).changed, second.table_exists) == (0, True)
+
+    ns.inside(work)
+
+
 def test_a_rule_edited_under_its_old_comment_is_found_too(ns: Namespace) -> None:
     async def work() -> None:
         ops = LibNft()
