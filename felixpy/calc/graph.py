@@ -359,6 +359,9 @@ class CalcGraph:
 
     def _on_configuration(self, path: str, key: ResourceKey, decoded: Resource[Any] | None, mod_revision: int) -> None:
         if key.name not in {"default", f"node.{self.node}"}:
+            if decoded is not None and decoded.spec.node_selector:
+                reason = "spec.nodeSelector: not done here: only 'default' and 'node.<name>' are read"
+                self._report(path, key, reason, mod_revision)
             return
         if decoded is None:
             self._configurations.pop(key.name, None)

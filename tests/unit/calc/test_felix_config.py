@@ -98,6 +98,16 @@ def test_whoever_asks_for_what_is_not_done_learns_it(field: str, asks: Any, harm
     assert node.problems == {}
 
 
+def test_an_object_for_nodes_by_selector_is_named_and_one_of_another_node_is_not() -> None:
+    node = Node()
+    node.put("racks", {"nodeSelector": "rack == '1'", "vxlanMTU": 1300})
+    node.put("node.n2", {"vxlanMTU": 1300})
+    assert list(node.problems) == ["racks"]
+    assert node.config.vxlan_mtu == 0
+    node.put("racks", None)
+    assert node.problems == {}
+
+
 def test_metrics_that_are_for_tls_only_are_not_served_in_the_clear() -> None:
     node = Node()
     node.put("default", {"prometheusMetricsEnabled": True, "healthEnabled": True})
