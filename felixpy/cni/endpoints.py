@@ -81,6 +81,14 @@ class Endpoints:
         found = (Endpoint(row) for row in (await self._store.list(prefix)).items)
         return next((endpoint for endpoint in found if endpoint.container == request.container), None)
 
+    async def has_another(self, request: Request) -> bool:
+        """Whether the container has an endpoint that this network has made for another interface."""
+        try:
+            found = await self.of_container(request)
+        except CniError:
+            return False  # what cannot be read holds nothing
+        return found is not None and found.ifname != request.ifname and found.profiles[:1] == [request.network]
+
     async def of_network(self, network: str) -> list[Endpoint]:
         """This node's endpoints that the network's plugin has made."""
         node = self._node.replace("-", "--")

@@ -208,6 +208,8 @@ class Plugin:
         """
         await self._endpoints.delete(self._endpoints.key(request))
         await self._task({**_link(request), "task": hands.REMOVE})
+        if await self._endpoints.has_another(request):
+            return  # the network was joined twice, and what it gave is the first interface's
         if request.ipam_type == OWN_IPAM:
             await self._addresses.release(request.handle)
         elif request.ipam_type:

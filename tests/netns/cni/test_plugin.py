@@ -43,6 +43,16 @@ def test_del_is_content_with_what_is_gone(served: Node, gone: str) -> None:
     served.run("DEL", served.conf(), "c1", netns)
 
 
+def test_a_network_that_was_joined_twice_keeps_its_address_until_the_first_interface_goes(served: Node) -> None:
+    conf, netns = served.conf(), served.pod("a")
+    first = served.run("ADD", conf, "c1", netns)
+    assert served.run("ADD", conf, "c1", netns, "eth1")["ips"] == first["ips"]
+    served.run("DEL", conf, "c1", netns, "eth1")
+    assert len(served.assigned()) == 1, "eth0 still has it"
+    served.run("DEL", conf, "c1", netns)
+    assert served.assigned() == set()
+
+
 def test_a_container_that_the_runtime_starts_again_after_a_reboot_gets_its_interface(served: Node) -> None:
     conf = served.conf()
     served.run("ADD", conf, "c1", served.pod("a"))
