@@ -12,7 +12,7 @@ import pytest
 
 from libcalico.datastore import etcd as module
 from libcalico.datastore.api import Compare, CompareTarget, Event, Get, Put, WatchBatch
-from libcalico.datastore.errors import Compacted, DatastoreError, Denied, NoSpace, OutcomeUnknown, Unavailable
+from libcalico.datastore.errors import Compacted, Denied, NoSpace, OutcomeUnknown, TooLarge, Unavailable
 from libcalico.datastore.etcd import EtcdDatastore, EtcdSettings
 from tests.unit.datastore.fake_etcd import Abort, FakeEtcd
 
@@ -182,9 +182,8 @@ async def test_a_full_store_says_so(one: FakeEtcd) -> None:
 async def test_a_value_that_is_too_big_is_an_error_of_its_own(one: FakeEtcd) -> None:
     one.fail("Put", Code.INVALID_ARGUMENT, "etcdserver: request is too large")
     async with client(one) as store:
-        with pytest.raises(DatastoreError) as caught:
+        with pytest.raises(TooLarge):
             await store.put("/a", b"1")
-    assert type(caught.value) is DatastoreError
 
 
 async def test_writes_and_watches_want_a_leader(one: FakeEtcd) -> None:
