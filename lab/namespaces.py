@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -166,8 +167,9 @@ class Node:
 
 
 def kill_and_wait(holder_pid: int, pid: int) -> None:
-    """Kill a node by its init and wait until both processes are gone (bounded)."""
-    for victim in (pid, holder_pid):
+    """Kill a node by its init and wait until all its processes are gone (bounded)."""
+    # nsenter stops together with a process that is stopped, and does not see its end
+    for victim in (pid, holder_pid, *_entered(pid)):
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
@@ -176,6 +178,18 @@ def kill_and_wait(holder_pid: int, pid: int) -> None:
     for victim in (pid, holder_pid):
         while is_alive(victim) and time.monotonic() < deadline:
             time.sleep(0.005)
+
+
+def _entered(pid: int) -> list[int]:
+    """The processes outside by which commands were started in a node: see :meth:`Node.command`."""
+    head = f"nsenter\0--target={pid}\0".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(head):
+                    found.append(int(process.name))
+    return found
 
 
 def is_alive(pid: int) -> bool:

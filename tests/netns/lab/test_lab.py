@@ -184,3 +184,19 @@ def test_down_needs_no_more_of_the_file_than_the_name(file: Path) -> None:
     assert not any(is_alive(pid) for pid in pids)
     remove("tiny-test-lab")  # once more does no harm
     assert world() == before
+
+
+def test_a_process_that_was_stopped_by_hand_leaves_nothing_either(file: Path) -> None:
+    with Lab.from_file(file, tied=True) as lab:
+        a = lab.node("a")
+        assert a.main is not None
+        a.run(["sh", "-c", "kill -STOP $(pgrep -x sleep | tail -n 1)"])
+        outside = a.main.pid
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{outside}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline, "nsenter stops with its child"
+            time.sleep(0.01)
+    deadline = time.monotonic() + 5
+    while is_alive(outside):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
