@@ -19,27 +19,25 @@ from birdpy.rib.adj_rib_in import AdjRibIn, Key
 from birdpy.rib.batch import Alike, Importer
 from birdpy.rib.decision import Candidate, Decision, decide
 from birdpy.rib.export import ExportPolicy, RouteSource, prefers_local
-from birdpy.rib.external import ExternalRoutes, parse_external_routes
+from birdpy.rib.external import parse_external_routes
 from birdpy.rib.filters import Subject, judge
+from birdpy.rib.forwarding import Forwarding, local_pref
 from birdpy.rib.path import (
-    DEFAULT_LOCAL_PREF,
     MAX_PRIORITY,
     Attributes,
     FibEntry,
-    FibHop,
     LocalKind,
     LocalRoute,
     Path,
     Resolution,
 )
 from birdpy.rib.peer_state import Offer, PeerState
-from libcalico.model.speaker import PoolPolicy, SpeakerConfig
-from libcalico.net import IPV4, IPV6, Addr, Family, InterfaceAddr, Prefix
+from libcalico.model.speaker import SpeakerConfig
+from libcalico.net import IPV4, IPV6, Addr, Family, Prefix
 from libcalico.reconcile import Index, Table
 
 Announcement = tuple[Prefix, int, Attributes]  # prefix, path id, attributes
 _Group = list[tuple[PeerState, Table[Prefix, Attributes]]]
-IPIP_DEVICE = "tunl0"
 
 
 class SpeakerError(ValueError):
@@ -61,14 +59,12 @@ class Speaker:
         """By peer, to how many prefixes its path is the best of those from BGP."""
         self._local: dict[Prefix, LocalRoute] = {}
         self._kernel: dict[Prefix, LocalRoute] = {}
-        self._resolutions: dict[Addr, Resolution] = {}
         self._next_hop_users: Index[Addr, Prefix] = Index()
         self._gateway_users: Index[Addr, Prefix] = Index()
         self._touched: dict[Prefix, None] = {}
         self._policy = ExportPolicy(self.config)
-        self._gateways: dict[Prefix, Addr] = {}
-        self.external = ExternalRoutes()
-        self._wireguard: frozenset[Addr] = frozenset()
+        self._forwarding = Forwarding(self._policy)
+        self.external = self._forwarding.external
         self._told: set[Prefix] = set()
         """What any table of ``adj_rib_out`` may hold: of all other prefixes no peer need be told that they are gone."""
 
@@ -93,7 +89,9 @@ class Speaker:
             raise SpeakerError(str(why)) from None
         before = self._local
         identity = (self.config.router_id, self.config.cluster_id) != (config.router_id, config.cluster_id)
-        self.config, self._policy, self._wireguard = config, policy, wireguard
+        self.config, self._policy = config, policy
+        self._forwarding.policy, self._forwarding.wireguard = policy, wireguard
+        self._forwarding.program_unpooled = config.program_unpooled
         changed = self._change_peers(peers)
         self._change_gateways(gateways)
         touched, hops = self.external.configure(external)
@@ -137,7 +135,7 @@ class Speaker:
 
     def _change_gateways(self, gateways: dict[Prefix, Addr]) -> None:
         """Host routes to peers (BGPPeer ``reachableBy``)."""
-        former, self._gateways = self._gateways, gateways
+        former, self._forwarding.gateways = self._forwarding.gateways, gateways
         for prefix, gateway in former.items():
             if gateways.get(prefix) != gateway:
                 self._gateway_users.remove(gateway, prefix)
@@ -287,7 +285,7 @@ class Speaker:
         rules = peer.filters["import_v4" if prefix.family is IPV4 else "import_v6"]
         if not rules:
             return attributes
-        priority = MAX_PRIORITY - _local_pref(attributes)
+        priority = MAX_PRIORITY - local_pref(attributes)
         verdict, changed = judge(rules, Subject(prefix, attributes, True, "", peer.ebgp, priority))
         return None if verdict is False else changed
 
@@ -323,7 +321,7 @@ class Speaker:
             self.wanted_next_hops.put(addr, True)
         else:
             self.wanted_next_hops.discard(addr)
-            self._resolutions.pop(addr, None)
+            self._forwarding.resolutions.pop(addr, None)
 
     def on_kernel_route(
         self, prefix: Prefix, interface: str | None, metric: int = 0, kind: LocalKind = LocalKind.KERNEL
@@ -341,12 +339,12 @@ class Speaker:
 
     def on_next_hop(self, addr: Addr, resolution: Resolution | None) -> None:
         """How a next hop is reached; None: it is not."""
-        if self._resolutions.get(addr) == resolution:
+        if self._forwarding.resolutions.get(addr) == resolution:
             return
         if resolution is None:
-            self._resolutions.pop(addr, None)
+            self._forwarding.resolutions.pop(addr, None)
         else:
-            self._resolutions[addr] = resolution
+            self._forwarding.resolutions[addr] = resolution
         self._touched.update(dict.fromkeys(self._next_hop_users.of(addr)))
         for prefix in self.external.users.of(addr):
             self._touched[prefix] = None
@@ -378,7 +376,7 @@ class Speaker:
                 known = Alike(self._decide(paths))
             self._note_decision(prefix, known.decision)
             local = self.local_route(prefix)
-            self.fib.set(prefix, self._fib_entry(prefix, known, local))
+            self.fib.set(prefix, self._forwarding.entry(prefix, known, local))
             self._tell(prefix, self._offer(known, local), groups)
 
     def _note_decision(self, prefix: Prefix, decision: Decision | None) -> None:
@@ -433,81 +431,11 @@ class Speaker:
 
     def resolution_of(self, path: Path) -> Resolution | None:
         """How the path's next hop is reached; None: it is not."""
-        next_hop = path.attributes.next_hop
-        if next_hop is None:
-            return None
-        gateway = self._gateways.get(next_hop.host_prefix) if self._gateways else None
-        if gateway is None:
-            return self._resolutions.get(next_hop) or self.external.resolution(next_hop, self._resolutions.get)
-        through = self._resolutions.get(gateway)
-        return None if through is None or through.gateway else Resolution(through.dev, gateway, through.metric)
+        return self._forwarding.resolution_of(path)
 
     def local_route(self, prefix: Prefix) -> LocalRoute | None:
         """This node's own route to the prefix, or what else the kernel has."""
         return self._local.get(prefix) or self._kernel.get(prefix)
-
-    def _fib_entry(self, prefix: Prefix, known: Alike, local: LocalRoute | None) -> FibEntry | None:
-        if prefix in self._gateways:
-            return self._host_route(prefix)
-        if self.external:
-            metric = self._policy.normal_priority(prefix.family)
-            if (entry := self.external.entry(prefix, local, metric, self._resolutions.get)) is not None:
-                return entry
-        best = known.decision.best if known.decision is not None else None
-        if best is None:
-            return None
-        if local is not None and prefers_local(local) and not self._overrides(prefix, _metric_of(best), local):
-            return None
-        pool, programs = self._pool_of(prefix)
-        if not programs:
-            return None
-        mode = pool.ipip_mode if pool is not None else "Never"
-        if mode not in known.entries:
-            known.entries[mode] = self._entry(known.decision, mode)
-        return known.entries[mode]
-
-    def _entry(self, decision: Decision | None, ipip_mode: str) -> FibEntry | None:
-        if decision is None or decision.best is None:
-            return None
-        hops: dict[FibHop, None] = {}
-        for path in decision.multipath:
-            next_hop, resolution = path.attributes.next_hop, self.resolution_of(path)
-            if next_hop is not None and resolution is not None and next_hop not in self._wireguard:
-                hops[self._hop(ipip_mode, next_hop, resolution)] = None
-        return FibEntry(tuple(sorted(hops)), _metric_of(decision.best)) if hops else None
-
-    def _overrides(self, prefix: Prefix, metric: int, local: LocalRoute | None) -> bool:
-        """A workload that has just moved away: its new node's route is better than the one to its old interface."""
-        is_workload = local is not None and local.kind is LocalKind.KERNEL
-        return is_workload and metric < self._policy.normal_priority(prefix.family)
-
-    def _host_route(self, prefix: Prefix) -> FibEntry | None:
-        gateway = self._gateways[prefix]
-        through = self._resolutions.get(gateway)
-        if through is None or through.gateway is not None:
-            return None
-        return FibEntry((FibHop(gateway, through.dev),), self._policy.normal_priority(prefix.family))
-
-    def _hop(self, ipip_mode: str, next_hop: Addr, resolution: Resolution) -> FibHop:
-        """Through the IP-in-IP device where the pool wants that (``programClusterRoutes: Enabled``)."""
-        mode = ipip_mode if next_hop.family is IPV4 else "Never"
-        if mode == "Always" or (mode == "CrossSubnet" and not self._in_own_subnet(next_hop)):
-            return FibHop(next_hop, IPIP_DEVICE, onlink=True)
-        return FibHop(resolution.gateway or next_hop, resolution.dev)
-
-    def _in_own_subnet(self, addr: Addr) -> bool:
-        own: InterfaceAddr | None = self._policy.own_address(addr.family)
-        return own is not None and own.subnet.contains(addr)
-
-    def _pool_of(self, prefix: Prefix) -> tuple[PoolPolicy | None, bool]:
-        """The pool, and whether we put this prefix into the kernel: not service CIDRs; pools as their policy says."""
-        unprogrammed = self._policy.unprogrammed
-        if unprogrammed and any(net.contains(prefix) for net in unprogrammed):
-            return None, False
-        for net, pool in self._policy.pools:
-            if net.contains(prefix):
-                return pool, pool.program
-        return None, self.config.program_unpooled
 
     def _offer(self, known: Alike, local: LocalRoute | None) -> Offer | None:
         """What there is to tell of a prefix, whoever is told."""
@@ -541,7 +469,7 @@ class Speaker:
     @property
     def unresolved(self) -> int:
         """How many next hops the kernel knows no way to."""
-        return sum(1 for addr in self.wanted_next_hops if addr not in self._resolutions)
+        return sum(1 for addr in self.wanted_next_hops if addr not in self._forwarding.resolutions)
 
     def paths(self, prefix: Prefix) -> list[Path]:
         """All paths to a prefix."""
@@ -558,16 +486,7 @@ class Speaker:
             self.adj_rib_in.empty
             and not len(self._next_hop_users)
             and set(self.wanted_next_hops) == {*self._gateway_users, *self.external.users}
-            and not (self._resolutions.keys() - {*self._gateway_users, *self.external.users})
+            and not (self._forwarding.resolutions.keys() - {*self._gateway_users, *self.external.users})
             and not self.loc_rib
             and not len(self.fib)
         )
-
-
-def _local_pref(attributes: Attributes) -> int:
-    return DEFAULT_LOCAL_PREF if attributes.local_pref is None else attributes.local_pref
-
-
-def _metric_of(best: Path) -> int:
-    """The kernel metric that goes with a path's LOCAL_PREF."""
-    return max(1, MAX_PRIORITY - _local_pref(best.attributes))
