@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from birdpy.agent.settings import BirdpySettings
 from libcalico.runtime.settings import ConfigError, load_settings
+from libcalico.runtime.version import VersionFlag
 
 if TYPE_CHECKING:
     from libcalico.runtime.supervise import Program
@@ -20,6 +21,7 @@ CONFIG_FILE = Path("/etc/felixpy/birdpy.toml")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="birdpy", description="BGP for this node, with ExaBGP as the speaker.")
+    parser.add_argument("--version", action=VersionFlag)
     parser.add_argument("--config", type=Path, default=CONFIG_FILE, help=f"settings file (default {CONFIG_FILE})")
     parser.add_argument("--run-dir", help="folder of the sockets")
     parser.add_argument("--config-dir", help="folder with speaker.json and exabgp.conf")

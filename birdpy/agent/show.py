@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from birdpy.rib.path import Attributes, Path
 from libcalico.net import Addr, Prefix
 from libcalico.runtime.control import ControlError
+from libcalico.runtime.version import own_version
 
 if TYPE_CHECKING:
     from birdpy.agent.daemon import Daemon
@@ -24,7 +24,7 @@ def commands(daemon: Daemon) -> dict[str, Command]:
         config = daemon.speaker.config
         return {
             "node": config.node,
-            "version": _version(),
+            "version": own_version(),
             "ipv4": config.ipv4_address,
             "ipv6": config.ipv6_address,
             "startedAt": daemon.started_at.strftime(_TIME),
@@ -78,13 +78,6 @@ def commands(daemon: Daemon) -> dict[str, Command]:
             raise ControlError(str(why)) from None
 
     return {"status": status, "protocols": protocols, "route": route}
-
-
-def _version() -> str:
-    try:
-        return version("felixpy")
-    except PackageNotFoundError:
-        return ""
 
 
 def _routes(daemon: Daemon, args: dict[str, Any]) -> list[dict[str, Any]]:

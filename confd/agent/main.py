@@ -18,6 +18,7 @@ from libcalico.runtime.nodename import node_name
 from libcalico.runtime.settings import ConfigError
 from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, EX_FAILURE, Program, run_program
+from libcalico.runtime.version import VersionFlag
 
 CONFIG_FILE = Path("/etc/confd/confd.toml")
 
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"-{name}", f"--{name}", dest=name.replace("-", "_"), **options)
 
     parser.add_argument("--config-file", type=Path, default=CONFIG_FILE, help=f"settings (default {CONFIG_FILE})")
+    parser.add_argument("-version", "--version", action=VersionFlag)
     flag("onetime", action="store_true", default=None, help="render once and exit")
     flag("noop", action="store_true", default=None, help="write nothing, show what would change")
     flag("watch", action="store_true", help="render on every change (the default)")

@@ -12,12 +12,14 @@ from felixpy.agent.settings import AgentSettings
 from libcalico.runtime.settings import ConfigError
 from libcalico.runtime.startup import start
 from libcalico.runtime.supervise import EX_CONFIG, Program, run_program
+from libcalico.runtime.version import VersionFlag
 
 CONFIG_FILE = Path("/etc/felixpy/felixpy.toml")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="felixpy", description="Program this node's routes and policy from etcd.")
+    parser.add_argument("--version", action=VersionFlag)
     parser.add_argument("--config", type=Path, default=CONFIG_FILE, help=f"settings file (default {CONFIG_FILE})")
     parser.add_argument("--node", help="name of this node (default NODENAME, the nodename file, the host name)")
     parser.add_argument("--run-dir", help="folder of the control socket")

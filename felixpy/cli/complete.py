@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
 
 from felixpy.cli.kinds import words
 
@@ -44,11 +43,9 @@ def add_version_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def version(args: argparse.Namespace) -> int:
     """Client version, and what the datastore says of the cluster."""
-    try:
-        own = metadata.version("felixpy")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    print(f"Client Version:    {own}")
+    from libcalico.runtime.version import own_version
+
+    print(f"Client Version:    {own_version()}")
     if args.client:
         return 0
     from felixpy.cli.connect import open_store
