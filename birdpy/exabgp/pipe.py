@@ -13,8 +13,6 @@ from pathlib import Path
 from libcalico.runtime.logs import get_logger
 
 _LIMIT_BYTES = 16 * 1024 * 1024  # of one line; the largest UPDATE as JSON is far below
-
-
 _PIPE_BYTES = 1024 * 1024  # /proc/sys/fs/pipe-max-size as it comes; 64 KiB hold four UPDATEs, then ExaBGP waits for us
 _COMMANDS_AT_ONCE = 20
 _STEPS_PER_TURN = 50  # routes of ours that ExaBGP 5.0 works off per turn of its loop (reactor/asynchronous.py, LIMIT)
