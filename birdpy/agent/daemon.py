@@ -52,7 +52,7 @@ class Daemon:
         self._by_address: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._pipe = ApiPipe(settings.api_socket, self._exabgp_came, self._on_line, self._exabgp_went)
-        self.process = ExabgpProcess(settings.exabgp_file, settings.api_socket.parent)
+        self.process = ExabgpProcess(settings.accepted_exabgp_file, settings.api_socket.parent)
         self._announcer = Announcer(self.speaker, self._pipe, self.sessions, self._clock)
         self.kernel: KernelSync | None = None
         self._exabgp_text = b""
@@ -126,6 +126,8 @@ class Daemon:
             config = self._with_limits(decode_speaker_config(self.settings.speaker_file.read_bytes()))
             text = self.settings.exabgp_file.read_bytes()
             self.speaker.configure(config)
+            if text != self._exabgp_text:
+                _replace(self.settings.accepted_exabgp_file, text)
         except (OSError, ValueError, SpeakerError) as why:
             error = f"{self.settings.speaker_file}: {why}"
             if error != self.config_error:
@@ -346,6 +348,15 @@ class Daemon:
         self._health.report(ready=ready, detail=why)
         trouble = ", configuration refused" if self.config_error else ""
         self._program.ready(f"{up}/{len(self.sessions)} sessions up, {len(self.speaker.fib)} routes{trouble}")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that only we may read, at once as a whole.  Raises OSError."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+    fresh.replace(path)
 
 
 def _every_address() -> list[str]:

@@ -54,5 +54,14 @@ class BirdpySettings(msgspec.Struct, frozen=True):
         return Path(self.config_dir) / "speaker.json"
 
     @property
+    def accepted_exabgp_file(self) -> Path:
+        """What ExaBGP reads: a copy of what we have taken, so that no peer of its is one that we do not know yet.
+
+        It may start anew at any time, also between confd's new file and our reading it; a session that comes up then
+        would be told to nobody who knows the peer.
+        """
+        return Path(self.run_dir) / "exabgp.conf"
+
+    @property
     def exabgp_file(self) -> Path:
         return Path(self.config_dir) / "exabgp.conf"

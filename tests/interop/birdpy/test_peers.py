@@ -136,6 +136,24 @@ def test_a_change_of_one_session_restarts_that_one_only(world: World) -> None:
     assert "Deleted" not in monitor.communicate(timeout=10)[0], "its routes stay in the kernel meanwhile"
 
 
+def test_an_exabgp_that_starts_beside_a_new_file_speaks_to_no_peer_that_is_not_known_yet(world: World) -> None:
+    """Its session would come up, birdpy would not know whose it is, and nobody would tell it again."""
+    peer = world.objects.pop(R + "bgppeers/near")
+    world.apply({})
+    until("the peer to be gone", lambda: "Node_172_31_1_3" not in world.sessions())
+    world.objects[R + "bgppeers/near"] = peer
+    world.render()  # confd has written, and has not asked for the reload yet
+    starts = world.show("status")["exabgpStarts"]
+    world.node.run("kill", "-9", str(world.pid_of_exabgp()))
+    until("another ExaBGP", lambda: world.show("status")["exabgpStarts"] > starts)
+    others = [name for name in NAMES if name != "near"]
+    until(
+        "the others", lambda: world.established(*others) and all(s["state"] == "up" for s in world.sessions().values())
+    )
+    assert world.ask("configure").returncode == 0
+    until("the session", lambda: world.sessions()["Node_172_31_1_3"]["state"] == "up", 30)
+
+
 def test_an_ipv6_address_that_comes_and_goes_touches_no_ipv4_session(world: World) -> None:
     before = {name: world.since(name) for name in NAMES}
     starts = world.show("status")["exabgpStarts"]
